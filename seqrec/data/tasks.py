@@ -78,11 +78,11 @@ class _Remote(Tasks):
         futures: deque[Future[tuple[str, int]]] = deque()
         while True:
             try:
-                while len(futures) < len(waiting):
-                    futures.append(self._submit(waiting[len(futures)]))
                 while len(waiting) < _WAITING * self.width and (payload := next(payloads, None)) is not None:
                     waiting.append(payload)
-                    futures.append(self._submit(payload))
+                # After a restart all of them.
+                while len(futures) < len(waiting):
+                    futures.append(self._submit(waiting[len(futures)]))
                 if not waiting:
                     break
                 name, rows = futures[0].result()

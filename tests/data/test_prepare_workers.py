@@ -7,6 +7,7 @@ import signal
 from collections.abc import Iterator
 from concurrent.futures import Executor
 from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import active_children
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -20,6 +21,7 @@ from seqrec.data.prepare import Filters, append, prepare, reading, stages
 from seqrec.data.prepare.ordering import ordered_block
 from seqrec.data.schema import Schema
 from seqrec.data.sources import Table
+from seqrec.data.store import EventStore
 from seqrec.data.tasks import run_task
 from seqrec.errors import InputError, MissingInputError
 
@@ -30,7 +32,7 @@ SCHEMA = Schema(
 FILTERS = {
     "all events": Filters(),
     "filters": Filters(2, 2, event_filter="kind in ('view', 'buy')", duplicates="drop"),
-    "a filter over the whole log": Filters(event_filter="price >= AVG(price)"),
+    "a filter over the whole log": Filters(event_filter="price >= AVG(price)", items_without_events=True),
 }
 
 
@@ -64,6 +66,7 @@ def scheduler() -> Iterator[str]:
 @pytest.fixture(autouse=True)
 def small_partitions(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("seqrec.data.prepare.partitions.PARTITION_EVENTS", 20)
+    monkeypatch.setattr("seqrec.data.prepare.reading.LEAST_ROWS", 1)
 
 
 @pytest.mark.parametrize("filters", FILTERS)
@@ -97,45 +100,59 @@ def test_appended_events_are_prepared_by_workers(log, tmp_path: Path, scheduler)
         found = [{file.name: file for file in (tmp_path / name / folder).glob("*.*")} for name in ("one", "two")]
         assert found[0].keys() == found[1].keys()
         assert all(file.read_bytes() == found[1][name].read_bytes() for name, file in found[0].items())
+    # Another numbering of ids and codes.
+    for name, count in (("three", 1), ("four", scheduler)):
+        prefix = EventStore.open(tmp_path / "one")
+        prepare(log, Filters(), tmp_path / name, schema=SCHEMA, prefix=prefix, workers=count)
+    assert contents(tmp_path / "three") == contents(tmp_path / "four")
+    assert not prefix.user_vocabulary.is_ascending
 
 
-def _kill_once(folder: Path, stage: str) -> None:
-    killed = folder / "tasks" / stage
-    if not killed.exists():
-        killed.touch()
-        os.kill(os.getpid(), signal.SIGKILL)
+def test_a_source_that_changes_the_rows_of_a_table_is_read_as_it_yields_them(log, tmp_path: Path, scheduler):
+    class Fewer(Table):
+        def scan(self, progress=None):
+            frame = super().scan(progress).filter(pl.col("price") > 1)
+            self.num_rows = None
+            return frame
 
-
-def read_and_die(shared, frame, advance):
-    found = _read_part(shared, frame, advance)
-    _kill_once(shared.work.folder, "reading")
-    return found
+    fewer = Fewer(log.path)
+    prepare(fewer, Filters(), tmp_path / "one")
+    prepare(fewer, Filters(), tmp_path / "two", workers=scheduler)
+    assert contents(tmp_path / "two") == contents(tmp_path / "one")
 
 
 def order_and_die(log, place, advance):
-    if place == 1:
-        _kill_once(log.parts[0].folder.parents[1], "ordering")
+    killed = log.parts[0].folder.parents[1] / "tasks/killed"
+    if place == 1 and not killed.exists():
+        killed.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
     return ordered_block(log, place, advance)
 
 
-_read_part = reading._read_part
-
-
-@pytest.mark.parametrize(("kind", "stage"), [("processes", "reading"), ("cluster", "ordering")])
-def test_a_worker_that_is_killed_changes_no_byte(log, tmp_path: Path, request, kind, stage, monkeypatch):
-    workers = 2 if kind == "processes" else request.getfixturevalue("scheduler")
+def test_a_worker_of_a_cluster_that_is_killed_changes_no_byte(log, tmp_path: Path, scheduler, monkeypatch):
     prepare(log, Filters(), tmp_path / "one", schema=SCHEMA)
-    if stage == "reading":
-        monkeypatch.setattr(reading, "_read_part", read_and_die)
-    else:
-        monkeypatch.setattr(stages, "ordered_block", order_and_die)
+    monkeypatch.setattr(stages, "ordered_block", order_and_die)
     seen = []
 
     def watch(line: str) -> None:
-        seen.extend(file.name for file in (tmp_path / "two.partial/spool/tasks").glob("*ing"))
+        seen.extend((tmp_path / "two.partial/spool/tasks").glob("killed"))
 
-    prepare(log, Filters(), tmp_path / "two", schema=SCHEMA, workers=workers, progress=watch)
-    assert stage in seen
+    prepare(log, Filters(), tmp_path / "two", schema=SCHEMA, workers=scheduler, progress=watch)
+    assert seen
+    assert contents(tmp_path / "two") == contents(tmp_path / "one")
+
+
+def test_a_process_of_a_pool_that_is_killed_changes_no_byte(log, tmp_path: Path):
+    lines: list[str] = []
+
+    def kill(line: str) -> None:
+        lines.append(line)
+        if line.startswith("checking") and not line.endswith("..."):
+            active_children()[0].kill()
+
+    prepare(log, FILTERS["filters"], tmp_path / "one", schema=SCHEMA)
+    prepare(log, FILTERS["filters"], tmp_path / "two", schema=SCHEMA, workers=2, progress=kill)
+    assert "a process of workers=2 was killed; its tasks run again" in lines
     assert contents(tmp_path / "two") == contents(tmp_path / "one")
 
 
@@ -153,13 +170,20 @@ def test_a_pool_that_is_killed_again_and_again_is_given_up(log, tmp_path: Path, 
     assert not list(tmp_path.iterdir())
 
 
-def test_an_error_of_a_worker_is_that_of_one_process(log, tmp_path: Path, scheduler):
+@pytest.mark.parametrize(
+    ("filters", "message"),
+    [
+        (Filters(event_filter="price > 0 and kind"), "filters.event_filter='price > 0 and kind' gives String"),
+        (Filters(duplicates="refuse"), "filters.duplicates='refuse': "),
+    ],
+)
+def test_an_error_of_a_worker_is_that_of_one_process(log, tmp_path: Path, scheduler, filters, message):
     messages = []
     for workers in (1, scheduler):
         with pytest.raises(InputError) as raised:
-            prepare(log, Filters(event_filter="CAST(kind AS INT) > 0"), tmp_path / "store", workers=workers)
+            prepare(log, filters, tmp_path / "store", workers=workers)
         messages.append(str(raised.value))
-    assert messages[0].startswith("filters.event_filter='CAST(kind AS INT) > 0': ")
+    assert messages[0].startswith(message)
     assert messages[0] == messages[1]
 
 

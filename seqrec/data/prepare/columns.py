@@ -179,6 +179,8 @@ class Codes:
     def unite(parts: Sequence[Codes]) -> None:
         """Give parts of one column the same final codes: those of the values of all parts."""
         whole = copy(parts[0])
+        size = sum(int(part._known.estimated_size()) for part in parts)
+        whole._limit.require(4 * size, f"the distinct values of {whole._where}")
         whole._known = pl.concat([part._known for part in parts]).unique()
         vocabulary = whole.vocabulary()
         for part in parts:

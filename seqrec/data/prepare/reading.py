@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import pickle
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -18,7 +19,7 @@ from seqrec.data.prepare.filters import Filters
 from seqrec.data.prepare.spool import EVENT_BYTES, IntegerColumn, Spool, TextColumn, Workspace, spooled_column
 from seqrec.data.schema import ITEM_ID, TIMESTAMP, USER_ID, VECTOR, check_interactions
 from seqrec.data.sources.checking import reading
-from seqrec.data.sources.source import Source
+from seqrec.data.sources.source import Part, Source
 from seqrec.data.tasks import Tasks, own_name, require_seen
 from seqrec.errors import InputError
 
@@ -27,10 +28,10 @@ CHUNK_EVENTS = 1 << 20
 # Memory that polars needs to stream a table, measured with 1 to 32 threads: a base, plus an amount per thread.
 _POLARS_BYTES = 256 << 20
 _POLARS_BYTES_PER_THREAD = 32 << 20
-# Most rows of a part of a log that a task reads, and parts for each of several workers: none waits long for the last.
-PART_ROWS = 1 << 26
+# Most and least rows of a part of a log that a task reads; between them, each of several workers has so many parts.
+PART_ROWS, LEAST_ROWS = 1 << 26, 1 << 20
 _PARTS_EACH = 4
-# What stands in front of a bracket in conditions that look at one row at a time.
+# Words in front of a bracket in conditions that look at one row at a time.
 _OF_A_ROW = ("in", "and", "or", "not", "when", "then", "else", "abs", "round", "lower", "upper", "length", "coalesce")
 # Name of the condition's column. The log's own columns have no line break in their names.
 _KEPT = "kept\nby the event filter"
@@ -39,7 +40,7 @@ _FILTER = "filters.event_filter"
 
 @dataclass(frozen=True)
 class _Reading:
-    # What the parts of a log have in common: the types of columns in the whole log, and the widths of vectors. A part
+    # Settings of all parts of a log: the types of columns and the widths of vectors are those of the whole log. A part
     # with more than `most` rows makes several spools.
     work: Workspace
     origin: str
@@ -157,11 +158,14 @@ def _parts(source: Source, frame: pl.LazyFrame, work: Workspace) -> tuple[list[p
     """Return parts of a log for the tasks that read it, and the most rows of a spool; this process alone needs one."""
     if work.tasks.width == 1:
         return [frame], math.inf
-    even = PART_ROWS if source.num_rows is None else math.ceil(source.num_rows / (_PARTS_EACH * work.tasks.width))
-    size = min(PART_ROWS, even)
+    size = PART_ROWS
+    if source.num_rows is not None:
+        size = min(size, max(LEAST_ROWS, math.ceil(source.num_rows / (_PARTS_EACH * work.tasks.width))))
+    # A source of one's own may have changed the frame.
+    found = source.checked.parts if source.checked is not None and source.checked.frame is frame else ()
     parts: list[list[pl.LazyFrame]] = []
     rows = size
-    for part in source.parts if _is_by_row(work.filters.event_filter) else ():
+    for part in found if _is_by_row(work.filters.event_filter) and _can_pickle(found) else ():
         step = size if part.can_slice else max(part.num_rows, 1)
         for start in range(0, part.num_rows, step):
             piece = part.frame.slice(start, step) if part.can_slice else part.frame
@@ -177,6 +181,15 @@ def _parts(source: Source, frame: pl.LazyFrame, work: Workspace) -> tuple[list[p
         work.progress.note("the log is one stream of rows, which this process reads alone")
         return [frame], size
     return [pl.concat(pieces, how="diagonal_relaxed") if len(pieces) > 1 else pieces[0] for pieces in parts], size
+
+
+def _can_pickle(parts: tuple[Part, ...]) -> bool:
+    # A frame that calls Python needs cloudpickle for it, which dask brings.
+    try:
+        pickle.dumps([part.frame for part in parts])
+    except pl.exceptions.ComputeError:
+        return False
+    return True
 
 
 def _is_by_row(event_filter: str | None) -> bool:

@@ -71,11 +71,8 @@ def write_store_of(source: Source, settings: dict[str, Any], directory: Path, wo
     files += _write_vocabulary(directory, "user_vocabulary", log.users, core.users)
     files += _write_vocabulary(directory, "item_vocabulary", log.items, core.catalogue[1:])
     described, more = _event_columns(directory, log)
-    columns, files, notes = (
-        {EVENTS: described},
-        files + more,
-        [*source.notes, *_count_notes(source, rows_read, log, work)],
-    )
+    columns, files = {EVENTS: described}, files + more
+    notes = [*source.notes, *_count_notes(source, rows_read, log, work)]
     for group, stem in ((ITEMS, "item_vocabulary"), (USERS, "user_vocabulary")):
         ids = Vocabulary.open(directory, stem)
         columns[group], more, found = write_table_columns(group, tables[group], ids, directory, work)
@@ -154,7 +151,7 @@ def _partition(spools: list[Spool], tables: list[OpenedTable], work: Workspace) 
     for spool, part in zip(spools, work.tasks.map(stage, bring_together, how, spools), strict=True):
         shutil.rmtree(spool.folder)
         parts.append(part)
-    # What is left are attempts that were lost.
+    # The rest is of attempts that were lost.
     shutil.rmtree(work.folder / "log")
     return _Numbered(users, items, how, parts, columns, num_events)
 

@@ -49,7 +49,8 @@ class Part:
 class CheckedLog:
     """A log that was read once to check it: the interaction frame, its rows, and the rows that were left out.
 
-    `notes`, `lacking` and `parts` are as in `Source`.
+    `notes` and `lacking` are as in `Source`. `parts` are frames of its files, in order, which several processes can
+    read at the same time; none if its rows can only be read one after the other.
     """
 
     frame: pl.LazyFrame
@@ -101,8 +102,7 @@ class Source(ABC):
         num_rows: Number of rows of the frame that the last scan returned; None if it did not count them.
         notes: What the last scan did with the log's text, in sentences: blanks that were cut, files that were skipped.
         lacking: Columns that some files of the last scan have and others lack, each with the first file without it.
-        parts: Frames of the files of the last scan, in order, which other processes can read at the same time. None if
-            its rows can only be read one after the other.
+        checked: The log of the last scan; None if the source checked none.
         published: Published counts of the log that the last scan read, which the preparation compares with its own.
             None if there are none, or if the files are not known to be the whole log.
         licence: Licence of the log in its publisher's words, shortened; empty if the source does not know it.
@@ -124,7 +124,7 @@ class Source(ABC):
     num_rows: int | None = None
     notes: tuple[str, ...] = ()
     lacking: Mapping[str, str] = MappingProxyType({})
-    parts: tuple[Part, ...] = ()
+    checked: CheckedLog | None = None
     published: Counts | None = None
     licence: str = ""
     tasks: Tasks = Tasks()
@@ -171,7 +171,7 @@ class Source(ABC):
     def _accept(self, log: CheckedLog) -> pl.LazyFrame:
         """Keep the results of the check as attributes, and return the frame."""
         self.num_rows, self.malformed, self.notes, self.lacking = log.num_rows, log.malformed, log.notes, log.lacking
-        self.parts = log.parts
+        self.checked = log
         return log.frame
 
     def describe(self) -> dict[str, Any]:

@@ -82,7 +82,7 @@ def _parts(files: Sequence[TableFile], frames: Sequence[pl.LazyFrame], surveys: 
 
 
 def _is_shared(file: TableFile) -> bool:
-    # What was unpacked lies in a folder of this machine.
+    # Unpacked files lie in a folder of this machine.
     return file.content == file.path.absolute()
 
 
