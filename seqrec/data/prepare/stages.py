@@ -36,6 +36,8 @@ ORDER = {
 }
 # Bytes of a user's or item's id, and of a user's offset, in the store; texts may be longer.
 _ID_BYTES = 16
+# Each worker holds a numbering: a table of a range of integers takes less than 1 GiB then.
+_EVENTS_FOR_TABLE = 1 << 24
 # Bytes of memory for each user and item while a filter counts its events: the count, and whether it stays.
 _COUNT_BYTES = 10
 
@@ -165,7 +167,7 @@ def _number(what: str, spools: list[Spool], num_events: int, work: Workspace) ->
         stage.end()
     else:
         runs = work.tasks.map(stage, _distinct, (what, work.limit), spools)
-        numbering = number_ids(columns, runs, num_events, work.limit, what)
+        numbering = number_ids(columns, runs, min(num_events, _EVENTS_FOR_TABLE), work.limit, what)
     if work.prefix is None:
         return numbering
     prefix = work.prefix.user_vocabulary if what == "users" else work.prefix.item_vocabulary
@@ -183,7 +185,7 @@ def _distinct(
     what, limit = ids
     column = _ids_of(spool, what)
     runs = (column.values(chunk) for chunk in spool.chunks(advance))
-    numbering = number_ids([column], runs, spool.num_events, limit, what)
+    numbering = number_ids([column], runs, min(spool.num_events, _EVENTS_FOR_TABLE), limit, what)
     found = pl.concat(pl.Series(block) for block in numbering.blocks(np.ones(numbering.size, np.bool_)))
     return found if numbering.is_text else found.to_numpy()
 
