@@ -129,6 +129,7 @@ PREPARE = {
     "a folder that is no store": [*table("log.csv"), "--data.store", "taken"],
     "a store that exists": ["--config", "small.yaml", "--data.filters.min_user_events", "2"],
     "no size": table("log.csv", "--data.memory_limit", "lots"),
+    "an address without a scheme": table("log.csv", "--data.prepare_workers", "node1:8786"),
     "a pipe": table("pipe"),
     "a link to nothing": table("link"),
     "a JSON array": table("array.json"),
