@@ -112,7 +112,10 @@ class _Remote(Tasks):
     def _restart(self, error: Exception) -> None:
         self._restarts += 1
         if self._restarts > _RESTARTS:
-            raise InputError(f"{self._lost} {self._restarts} times, perhaps for memory; give fewer workers") from error
+            raise InputError(
+                f"{self._lost} {self._restarts} times: give fewer workers if memory ran out, and start a script's work "
+                'below if __name__ == "__main__"'
+            ) from error
         self._progress.note(f"{self._lost}; its tasks run again")
         self._executor.shutdown()
         self._executor = self._start()
@@ -226,7 +229,7 @@ def _pool(workers: int, folder: Path, progress: Progress) -> Iterator[Tasks]:
 
 def _begin(threads: int) -> None:
     # Runs first in each process of a pool. polars, which is not imported yet, shares the cores with the others.
-    os.putenv("POLARS_MAX_THREADS", str(threads))
+    os.environ.setdefault("POLARS_MAX_THREADS", str(threads))
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     Thread(target=_end_with_parent, daemon=True).start()
 

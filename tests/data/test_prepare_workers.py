@@ -165,7 +165,7 @@ def test_a_pool_that_is_killed_again_and_again_is_given_up(log, tmp_path: Path, 
             raise BrokenProcessPool("a process was killed")
 
     monkeypatch.setattr(tasks, "ProcessPoolExecutor", Killed)
-    with pytest.raises(InputError, match=r"a process of workers=2 was killed 4 times, perhaps for memory"):
+    with pytest.raises(InputError, match=r"a process of workers=2 was killed 4 times: give fewer workers if memory"):
         prepare(log, Filters(), tmp_path / "store", workers=2)
     assert not list(tmp_path.iterdir())
 
