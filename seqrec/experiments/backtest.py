@@ -14,9 +14,10 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import polars
 import yaml
 
 from seqrec.data.manifest import read_manifest
@@ -41,9 +42,6 @@ from seqrec.runs.config_files import find_config
 from seqrec.runs.finding import LAST
 from seqrec.runs.summary import read_summary
 from seqrec.specs import to_spec
-
-if TYPE_CHECKING:
-    import polars
 
 SCHEMA = "seqrec-slice-1"
 # Files and folders of a backtest, besides those of its slices.
@@ -119,8 +117,6 @@ class _Backtest:
         file = self.result(number)
         if (found := read_result(file, self.record)) is not None:
             return found
-        import polars
-
         frame, begin = polars.read_parquet(self._events(number)), bounds[number - 1]
         row: dict[str, Any] = {"schema": SCHEMA, "slice": number, "start": begin, "end": bounds[number]}
         row["events"] = len(frame)
@@ -272,8 +268,6 @@ class _Backtest:
         return store
 
     def _items(self, number: int) -> set[Any]:
-        import polars
-
         return set(polars.read_parquet(self._events(number), columns=[ITEM_ID])[ITEM_ID].unique())
 
     def _events(self, number: int) -> Path:
@@ -288,8 +282,6 @@ class _Backtest:
 
 def _frame(store: EventStore) -> polars.DataFrame:
     """Return the events of a store in its order, with the log's ids and the columns of events."""
-    import polars
-
     rows = np.repeat(np.arange(store.num_users), np.diff(store.offsets)) + 1
     found = {USER_ID: store.user_vocabulary.external_series(rows)}
     found[ITEM_ID] = store.item_vocabulary.external_series(np.asarray(store.item_ids))
@@ -300,8 +292,6 @@ def _frame(store: EventStore) -> polars.DataFrame:
 
 def of_some_users(frame: polars.DataFrame, most: int, seed: int) -> polars.DataFrame:
     """Return the events of a sample of users, in their order; for equal seeds and users the sample is the same."""
-    import polars
-
     everyone = frame[USER_ID].unique().sort()
     drawn = np.random.default_rng(seed).permutation(len(everyone))[:most]
     return frame.filter(polars.col(USER_ID).is_in(everyone.gather(drawn).implode()))
@@ -319,8 +309,6 @@ def _known_and_judged(store: EventStore, frame: polars.DataFrame) -> tuple[polar
 
     The events are in the order of a store: user after user, and of each the oldest first.
     """
-    import polars
-
     is_known = store.item_vocabulary.lookup_series(frame[ITEM_ID]) > 0
     known = frame.with_columns(known=is_known.astype(np.int64)).select(
         (polars.col("known").cum_sum() - polars.col("known")).over(USER_ID)

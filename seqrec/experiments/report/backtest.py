@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import polars
 
 from seqrec.data.report_table import ReportTable, report_table
 from seqrec.data.schema import ITEM_ID, TIMESTAMP, USER_ID
@@ -20,7 +21,6 @@ from seqrec.experiments.report.rows import CONFIDENCE, RESAMPLES
 from seqrec.experiments.report.tables import INTERVAL
 
 if TYPE_CHECKING:
-    import polars
     from matplotlib.figure import Figure
 
 SCHEMA = "seqrec-backtest-1"
@@ -41,8 +41,6 @@ _NOTES = (
 
 def with_missed(run: Results, missed: polars.DataFrame) -> polars.DataFrame:
     """Return the targets of a run, and those with items that the model does not know, behind the whole catalogue."""
-    import polars
-
     rank = {"better": run.header.num_items, "tied": 0, "history_length": 1, "item_train_events": 0, "repeated": False}
     others = missed.select(USER_ID, ITEM_ID, TIMESTAMP).with_columns(
         **{name: polars.lit(x) for name, x in rank.items()}
