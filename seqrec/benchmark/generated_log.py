@@ -169,7 +169,7 @@ def ensure_day(log: Path, profile: Profile, events: int, rows: int, *, seed: int
 def blocks(profile: Profile, events: int, seed: int, *, day: int | None = None) -> Iterator[polars.DataFrame]:
     """Yield the log's rows, oldest first, a million at a time; or `day` rows of the thirtieth of its span that follows.
 
-    These are drawn from the same users and items, so some of them are new.
+    The latter are of the same users and items, some of which do not occur before.
     """
     start, span, rows = profile.start, profile.span, events
     if day is not None:

@@ -27,7 +27,7 @@ class Benchmark:
     """One run of a benchmark: shows its progress, collects its figures and writes them.
 
     The content of the file by key, in this order, is the settings, and an empty list per table. The file's folder is
-    checked now rather than after an hour. Progress counts `total` cells; if None, those of `run`.
+    checked now rather than after an hour. Progress counts `total` cells; if None, those of the first `run`.
 
     Raises:
         InputError: if `json_file` is in a folder that does not exist.

@@ -70,9 +70,12 @@ def benchmark_inference(
     Raises:
         InputError: if an argument is out of range.
     """
-    for name in (*encoders, session_encoder):
-        if ENCODERS[name].bidirectional:
-            raise InputError(f"encoders: {name} sees newer events and cannot be streamed: leave it out")
+    for argument, names in (("encoders", encoders), ("session_encoder", [session_encoder])):
+        for name in names:
+            if ENCODERS[name].bidirectional:
+                raise InputError(
+                    f"{argument}: {name} sees newer events and cannot be streamed; take one of {', '.join(STREAMED)}"
+                )
     harness.check_numbers(1, lengths=lengths, empty=False)
     harness.check_numbers(1, batch_sizes=batch_sizes, num_items=num_items, d_model=d_model, rounds=rounds)
     harness.check_device(device)

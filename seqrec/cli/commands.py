@@ -69,7 +69,9 @@ COMMANDS = {
     "serve": Command("serve recommendations over HTTP", "seqrec.serving.command:serve", shows=False),
     "export": Command("write ONNX or .pt2 files that need no seqrec", f"{__name__}:export_checkpoint"),
     "sweep": Command("search parameters of a config with Optuna", "seqrec.cli.sweep:sweep"),
-    "backtest": Command("judge each day before it is learned", "seqrec.experiments.backtest:backtest", "configs"),
+    "backtest": Command(
+        "judge a model day by day as its training continues", "seqrec.experiments.backtest:backtest", "configs"
+    ),
     "compare": Command("compare runs on the same users", f"{__name__}:compare_runs", "runs"),
     "configs": Command("list the configs of the package, or print one", f"{__name__}:configs", "name"),
     "inspect": Command("show the contents of an event store", f"{__name__}:inspect", "store"),

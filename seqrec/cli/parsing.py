@@ -143,7 +143,10 @@ def with_names(words: Sequence[str], positional: str | None = None, lists: Colle
             values = [value] if equals else []
             while waiting and not waiting[0].startswith("--"):
                 values.append(waiting.popleft())
-            if len(values) == 1 and values[0].startswith("["):
+            whole = len(values) == 1 and values[0].startswith("[")
+            if option in found and (whole or option not in places):
+                raise InputError(f"{option} is given twice, once as a list: give all of its values in one list")
+            if whole:
                 found += [option, values[0]]
             elif option in places:
                 found[places[option]] = json.dumps(json.loads(found[places[option]]) + values)

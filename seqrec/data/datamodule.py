@@ -351,8 +351,8 @@ class SequenceDataModule(pl.LightningDataModule):
         else:
             return
         raise InputError(
-            f"model.carry_state=true hands the state of a user's window to the next one, but {problem}: {fix}, or set "
-            "model.carry_state=false"
+            f"model.carry_state=true starts each window from the state after the one before, but {problem}: {fix}, or "
+            "set model.carry_state=false"
         )
 
     def _windows(

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import CancelledError, Executor, Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from functools import lru_cache, partial
+from functools import cache, lru_cache, partial
 from importlib.metadata import version
 from pathlib import Path
 from threading import Thread
@@ -60,7 +60,7 @@ class Tasks:
 
 
 class _Remote(Tasks):
-    # Runs tasks on an executor, with arguments and results in files.
+    # Runs tasks on an executor. What the tasks of a stage share, and their results, are in files.
 
     def __init__(self, start: Callable[[], Executor], width: int, folder: Path, lost: str, progress: Progress) -> None:
         self.width = width
@@ -93,6 +93,8 @@ class _Remote(Tasks):
             except CancelledError as error:
                 raise InputError(f"{self._lost}; prepare again") from error
             except ImportError as error:
+                if (error.name or "").partition(".")[0] != "seqrec":
+                    raise
                 raise InputError(
                     f"workers: a worker has no seqrec of this version ({error}); install it there"
                 ) from error
@@ -169,14 +171,17 @@ def _versions() -> str:
     return f"seqrec {__version__}, {others}, Python {sys.version_info.major}.{sys.version_info.minor}"
 
 
-def require_seen(file: Path) -> None:
-    """Refuse, in a task, a file of the log that does not exist in this process.
+@cache
+def require_seen(file: Path, size: int) -> None:
+    """Refuse, in a task, a file of the log that does not exist in this process, or has another size in bytes.
 
     Raises:
-        InputError: if it does not.
+        InputError: if it does not, or has.
     """
-    if not file.exists():
-        raise InputError(f"workers: {platform.node()} does not see {file}; put the log where all workers see it")
+    found = file.stat().st_size if file.exists() else None
+    if found != size:
+        sees = "does not see" if found is None else f"sees {found:,} bytes, not {size:,}, of"
+        raise InputError(f"workers: {platform.node()} {sees} {file}; put the log where all workers see it")
 
 
 def check_workers(workers: int | str) -> None:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from seqrec.encoders import SequenceEncoder
+from seqrec.encoders.layers import newest_events
 from seqrec.encoders.state import State
 from seqrec.types import NO_TIME, History
 
@@ -57,6 +58,8 @@ def check_shapes(encoder: SequenceEncoder) -> None:
         found, expected = getattr(states, name), getattr(x, name)
         assert found == expected, f"{name} of the states is {found}, that of the events {expected}"
     assert states.isfinite().all(), "states are not finite"
+    difference = (encoder.newest(x, history) - newest_events(states, history.lengths)).abs().max()
+    assert difference <= 1e-5, f"`newest` differs by {difference} from the states of the newest events"
     assert torch.equal(encoder(x, history), states), "states differ when they are computed again"
 
 

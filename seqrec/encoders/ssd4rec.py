@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -27,8 +27,8 @@ class BidirectionalMixer(nn.Module):
         self.backwards = backwards
         self.beta = beta
 
-    def forward(self, x: Tensor, valid: Tensor, *others: Any) -> Tensor:
-        """Map (B, L, D) to (B, L, D), given the events (B, L) bool, which padding on the right follows."""
+    def forward(self, x: Tensor, valid: Tensor) -> Tensor:
+        """Map (B, L, D) to (B, L, D), given which places are events, `valid` (B, L) bool, padded on the right."""
         reversed_back = reverse_events(self.backwards(reverse_events(x, valid)), valid)
         out: Tensor = self.forwards(x) + self.beta * reversed_back
         return out

@@ -58,7 +58,7 @@ class BidirectionalEncoder(StackedEncoder):
     newest = SequenceEncoder.newest
 
     def forward(self, x: Tensor, history: History) -> Tensor:
-        """Return states (B, L, D) of embedded events x (B, L, D)."""
+        """Return states (B, L, D) of embedded events x (B, L, D), each of all events of its row; finite at padding."""
         out: Tensor = self.stack(x, history.valid)
         return out
 

@@ -1,4 +1,4 @@
-"""`seqrec backtest`: a model that learns day by day, and judges each day before it is trained on it.
+"""`seqrec backtest`: judge each day of a log by the model of the day before, and then train on it.
 
 Prequential evaluation: Gama et al. 2013, On Evaluating Stream Learning Algorithms. T targets.
 """
@@ -31,7 +31,7 @@ from seqrec.errors import InputError, StoreError
 from seqrec.evaluation.results import read_results
 from seqrec.experiments import runner
 from seqrec.experiments.grid.cells import MOST_EPOCHS
-from seqrec.experiments.grid.result import RESULTS_FOLDER, RUN_FOLDER, read_result, write_result
+from seqrec.experiments.grid.result import RESULTS_FOLDER, RUN_FOLDER, hardware_of, read_result, write_result
 from seqrec.experiments.report.backtest import POPULAR, RETRAINED, WARM, slice_figures, with_missed, write_backtest
 from seqrec.experiments.runner import Slot, alone_in, make_slots
 from seqrec.experiments.slices import Plan
@@ -64,6 +64,7 @@ def backtest(plan: Plan, *, folder: str = "backtest", results: str | None = None
 
     Raises:
         InputError: if an argument is wrong, the log has no times, results of other settings are there, or a run fails.
+        StoreError: if a checkpoint or the store has events of the slice that it is to judge.
     """
     kept = Path(folder, RESULTS_FOLDER) if results is None else Path(results)
     with alone_in(Path(folder)):
@@ -175,7 +176,7 @@ class _Backtest:
         summary = read_summary(place / RUN_FOLDER)
         found: dict[str, Any] = {"updates": summary.steps, "seconds": seconds}
         found |= {"train_seconds": summary.seconds["train"]}
-        found |= {"ckpt": str(self._checkpoint(newest, arm)), "hardware": summary.hardware["cpu"]}
+        found |= {"ckpt": str(self._checkpoint(newest, arm)), "hardware": hardware_of(summary)}
         write_json(done, found)
         return found
 

@@ -17,6 +17,8 @@ from seqrec.data.splits import in_units, units_a_second
 from seqrec.errors import InputError, check_at_least
 from seqrec.runs.config_files import find_config
 
+# Times up to it are real numbers without a loss, as splits take them.
+MOST_TIME = 1 << 53
 _SECONDS = {"h": 3_600, "d": 86_400, "w": 604_800}
 
 
@@ -27,14 +29,15 @@ class Plan:
     Attributes:
         configs: Configs of `seqrec fit`, files or names. Their split, budget and filters that count events are
             replaced, and nothing is chosen by the size of the log.
-        set: Settings as arguments of `seqrec fit` without dashes, such as data.source.path=ml-1m.zip.
+        set: Settings as arguments of `seqrec fit` without dashes, each such as data.source.path=ml-1m.zip.
         slices: Number of slices with equally many events. The first model is trained on the first one.
         every: Length of a slice instead, such as 1d, 12h or 2w.
         start: With `every`, begin of the first slice that is judged: a date, or a time in the log's unit.
         end: End of the last slice, likewise; None is the end of the log.
-        updates: Updates of a training from fresh weights on the whole log. A part of the log gets as many as its share
-            of the events.
-        share: Updates of a warm start, as a share of those of a training from fresh weights on the same events.
+        updates: Updates of a training from fresh weights on the whole log, at least 1. A part of the log gets as many
+            as its share of the events.
+        share: Length of a warm start as a fraction of the updates of a training from fresh weights on the same events,
+            above 0 and at most 1.
         replay: Share of windows without new events that a warm start is trained on; None trains on all events.
         retrain: Whether to train a second model from fresh weights before each slice, to compare with.
         judged_users: Most users of a slice that are judged, a sample; None judges all.
@@ -73,6 +76,8 @@ class Plan:
             check_at_least(2, slices=self.slices)
         if self.judged_users is not None:
             check_at_least(1, judged_users=self.judged_users)
+        if self.replay is not None and not 0 <= self.replay < 1:
+            raise InputError(f"replay={self.replay} must be at least 0 and below 1; null trains on all events")
         if not 0 < self.share <= 1:
             raise InputError(f"share={self.share} must be above 0 and at most 1")
 
@@ -83,9 +88,10 @@ class Plan:
 
     def words(self) -> str:
         """Return the command, without folders."""
-        given = {name: x for name, x in asdict(self).items() if name not in ("configs", "set") and x is not None}
+        unset = {name for name, x in asdict(self).items() if x is None and name != "replay"}
+        given = {name: x for name, x in asdict(self).items() if name not in {"configs", "set", *unset}}
         words = ["seqrec backtest", *(Path(name).name for name in self.configs)]
-        words += [f"--{name} {str(value).lower()}" for name, value in given.items()]
+        words += [f"--{name} {shlex.quote(_word(value))}" for name, value in given.items()]
         pairs = [word.partition("=") for word in self.set]
         named = [f"{key}={Path(value).name if key.endswith('path') else value}" for key, _, value in pairs]
         return " ".join([*words, *(["--set", *map(shlex.quote, named)] if named else [])])
@@ -96,9 +102,12 @@ class Plan:
         `times` are those of all events, ascending. The first model is trained on the events before the first slice.
 
         Raises:
-            InputError: if no event is before the first slice, or the slices do not fit into the log.
+            InputError: if no event is before the first slice, the slices do not fit into the log, or its times are so
+            large that real numbers round them, as those in nanoseconds are.
         """
         first, last = int(times[0]), int(times[-1])
+        if last > MOST_TIME:
+            raise InputError(f"the log's last time, {last}, has too many digits: give the log's times in milliseconds")
         if self.slices is not None:
             found = [*times[np.arange(1, self.slices) * len(times) // self.slices].tolist(), last + 1]
             if len({first, *found}) <= len(found):
@@ -118,6 +127,11 @@ class Plan:
         return [*range(begin, end, step), end]
 
 
+def _word(value: Any) -> str:
+    """Return a value as the command line takes it."""
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
 def _seconds(every: str) -> int:
     """Return the seconds of a text such as 1d."""
     number, unit = every[:-1], every[-1:]
@@ -132,5 +146,5 @@ def _time(name: str, value: str | None, last: int) -> int:
         return last + 1
     try:
         return math.ceil(float(value))
-    except ValueError:
+    except (ValueError, OverflowError):
         return math.ceil(in_units(value, last, name))

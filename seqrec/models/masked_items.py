@@ -65,12 +65,12 @@ def masked_batch(batch: SequenceBatch, hidden: Tensor) -> tuple[History, Sequenc
 
     Args:
         batch: Windows with their targets.
-        hidden: (B, L) bool, True at events whose target is hidden.
+        hidden: (B, L) bool, True at events whose target is hidden; all of them have a target.
 
     Returns:
-        (B, L + 1) events of the windows and the one after each, with item 0 at those that are hidden, and after the
-        window if the event there is no target; and the batch with only the hidden targets. The state at event t + 1
-        predicts target t.
+        (B, L + 1) events of the windows and the one after each; item 0 replaces hidden targets. It also stands after a
+        window if that event is no target, and has no loss then. And the batch with only the hidden targets: the state
+        at event t + 1 predicts target t.
     """
     history = batch.history
     items = F.pad(history.item_ids, (0, 1)).scatter(1, history.lengths.unsqueeze(1), batch.last_targets.unsqueeze(1))
@@ -98,7 +98,7 @@ class MaskVector(nn.Module):
         nn.init.normal_(self.weight, std=std)
 
     def forward(self, item_ids: Tensor) -> Tensor:
-        """Return (B, L, D) the scaled vector at masked items and at padding, 0 at items (B, L)."""
+        """Return (B, L, D): the scaled vector where `item_ids` (B, L) is 0, and zeros elsewhere."""
         out: Tensor = (item_ids == 0).unsqueeze(-1) * (self.weight * len(self.weight) ** 0.5)
         return out
 

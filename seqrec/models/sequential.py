@@ -81,10 +81,9 @@ class SequentialRecommender(StreamingRecommender):
             those. The loss is then that of the masked items, and a state is that of a mask after the history.
         heads: Columns of the next event that the model predicts besides the item, with the weights of their losses; the
             model need not read them. Their names are those of `log_columns`. None is none. See `predict_columns`.
-        carry_state: Whether training hands the encoder's state after a user's window to his next window
-            (`CarriedState`), so that the state at an event is of all events before it, while gradients end at the
-            window's start. It needs an encoder with a state of constant size, no learned positions, and
-            `StridedWindows`.
+        carry_state: Whether training starts each window from the encoder's state after the user's previous window
+            (`CarriedState`), so that a state depends on all earlier events. Gradients end at the start of a window.
+            Needs an encoder whose state has constant size, no learned positions, and `StridedWindows`.
         optimizer: None is `Adam` with step size 1e-3.
 
     Attributes:
@@ -283,7 +282,8 @@ class SequentialRecommender(StreamingRecommender):
         They are those of one stream over each row's history, so a state sees all events before it. A model that cannot
         be streamed encodes the newest `max_length` events before each target.
         """
-        if self.positions is not None or type(self.encoder).advance is SequenceEncoder.advance:
+        causal = not self.encoder.bidirectional
+        if not causal or self.positions is not None or type(self.encoder).advance is SequenceEncoder.advance:
             return super().states_before_targets(batch)
         assert batch.held_out is not None
         assert batch.held_out.positions is not None

@@ -208,16 +208,17 @@ class CarriedState:
                 "event of a window; set positions=False"
             )
         like, name = next(encoder.parameters()), type(encoder).__name__
-        if type(encoder).advance is SequenceEncoder.advance:
-            raise InputError(f"carry_state=True needs an encoder with a state, which {name} has not: {_FIX}")
+        if encoder.bidirectional or type(encoder).advance is SequenceEncoder.advance:
+            raise InputError(f"carry_state=True needs an encoder with a recurrent state, but {name} has none: {_FIX}")
         sizes = [
             {part: x.shape for part, x in encoder.zero_state(1, length, like).items()}
             for length in (max_length, 2 * max_length)
         ]
         if sizes[0] != sizes[1]:
             raise InputError(
-                f"carry_state=True needs a state of constant size, but that of {name} grows with max_length="
-                f"{max_length}, because attention keeps each event: {_FIX}"
+                f"carry_state=True needs a state of constant size, but that of {name} depends on max_length="
+                f"{max_length}, because attention sees so many events or more: {_FIX}; give Samba a window of at most "
+                f"{max_length}"
             )
         self._max_length = max_length
         self._rows: Tensors = {}

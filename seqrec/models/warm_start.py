@@ -92,7 +92,7 @@ class WarmStart(pl.Callback):
         data, _ = self._attached(trainer, pl_module)
         data.new_events, self._content = None, None
         if self.replay is not None:
-            path, saved = self._read()
+            self._content = path, saved = self._read()
             record = record_in(saved)
             if "newest" not in record:
                 raise InputError(
@@ -103,6 +103,7 @@ class WarmStart(pl.Callback):
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Carry weights and optimizer state over, unless the run resumes or the model was started before."""
+        content, self._content = self._content, None  # not kept, whatever follows
         if self.ckpt is None or trainer.ckpt_path is not None:
             return
         data, pl_module = self._attached(trainer, pl_module)
@@ -112,7 +113,7 @@ class WarmStart(pl.Callback):
                 "now; its optimizer is a fresh one"
             )
             return
-        (path, saved), self._content = self._read(), None
+        path, saved = content or self._read()
         record = record_in(saved)
         check_settings(path, saved.get("hyper_parameters", {}), pl_module)
         sources = RowSources(path, saved, record, data.store, self.store, pl_module)
@@ -140,11 +141,9 @@ class WarmStart(pl.Callback):
 
     def _read(self) -> tuple[Path, dict[str, Any]]:
         assert self.ckpt is not None
-        if self._content is None:
-            path = Path(find_checkpoint(self.ckpt, argument="warm_start.ckpt="))
-            # Mapped, because each process of a job reads only the rows that it holds.
-            self._content = path, read_checkpoint(path, mapped=True)
-        return self._content
+        path = Path(find_checkpoint(self.ckpt, argument="warm_start.ckpt="))
+        # Mapped, because each process of a job reads only the rows that it holds.
+        return path, read_checkpoint(path, mapped=True)
 
 
 def rows_of_first_vectors(new_items: NewItems, sources: RowSources, record: Mapping[str, Any]) -> Tensor | None:

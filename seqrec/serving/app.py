@@ -201,7 +201,16 @@ def _add_state(routes: APIRouter, serving: Serving, metrics: Metrics) -> None:
 
 
 def _add_reload(routes: APIRouter, serving: Serving) -> None:
-    @routes.post(RELOAD, response_model=ReloadAnswer, responses=_errors(*BODY, 409))
+    reasons = {
+        409: "Another checkpoint is being loaded.",
+        422: "The checkpoint is damaged, or cannot continue the sessions.",
+        503: "The checkpoint does not fit into memory.",
+    }
+    own: dict[int | str, dict[str, Any]] = {
+        status: {"model": ErrorAnswer, "description": reason} for status, reason in reasons.items()
+    }
+
+    @routes.post(RELOAD, response_model=ReloadAnswer, responses=_errors(*BODY) | own)
     async def reload(body: Body) -> Response:
         """Load the server's checkpoint again; its model answers from then on, if it can continue the sessions."""
         seconds = await serving.reload()

@@ -45,7 +45,8 @@ class Gate:
 
     async def enter(self) -> None:
         """Wait until the gate is open, and pass it."""
-        await self._open.wait()
+        while not self._open.is_set():  # it may be closed again before this one's turn
+            await self._open.wait()
         self._inside += 1
 
     def leave(self) -> None:

@@ -130,8 +130,8 @@ class Health:
 class Serving:
     """The threads in which the model that is served does the work of requests; another model can take over.
 
-    One model answers a request from its beginning to its end. A model takes over when the requests in work have been
-    answered, and those that come meanwhile wait at the gate. So only one model at a time writes sessions.
+    One model answers a request from its beginning to its end. A model takes over when the requests in progress have
+    been answered, and those that come meanwhile wait at the gate. So only one model at a time writes sessions.
 
     Args:
         loaded: The first model.
@@ -199,8 +199,7 @@ class Serving:
                 before, self.now = self.now, new
                 self.reloads += 1
             seconds = time.perf_counter() - begin
-            if before.model is not new.model:
-                await asyncio.to_thread(before.release)
+            await asyncio.to_thread(_free, before, new)
             return seconds
         finally:
             self._is_loading = False
@@ -210,14 +209,18 @@ class Serving:
         before = self.now
         try:
             new = Served(self._load(before.model), self._limits, self._metrics)
-        except (MemoryError, torch.OutOfMemoryError) as error:
+            if new.num_items < self.max_k:
+                raise InputError(
+                    f"the checkpoint has {new.num_items:,} items, and requests may ask for {self.max_k:,}; start the "
+                    f"server again with it, or with --max_k {new.num_items}"
+                )
+        except BaseException as error:
+            # The new model may have described the store as its own.
+            before.recommender.take_over()
+            if not _is_out_of_memory(error):
+                raise
             reason = f"the checkpoint does not fit into memory, next to the one that answers: {error}"
             raise RefusedError(503, reason) from error
-        if new.num_items < self.max_k:
-            raise InputError(
-                f"the checkpoint has {new.num_items:,} items, and requests may ask for {self.max_k:,}; start the "
-                f"server again with it, or with --max_k {new.num_items}"
-            )
         return new
 
     def _hang_up(self) -> None:
@@ -262,3 +265,21 @@ def check_successor(before: Recommender, after: Recommender, store: StateStore) 
         raise InputError(
             f"the checkpoint reads {' and '.join(further)} of events, which are not kept for the one that answers"
         )
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    # torch raises a plain RuntimeError if a CPU has no memory.
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or (
+        type(error) is RuntimeError and "allocate memory" in str(error)
+    )
+
+
+def _free(before: Served, new: Served) -> None:
+    # The new model answers already, so an error must not look like a refusal.
+    try:
+        if before.model is new.model:
+            before.choices.close()
+        else:
+            before.release()
+    except Exception:
+        _LOG.exception("the new model answers, but the memory of the one before was not freed")

@@ -66,7 +66,13 @@ class Partitioning:
 
 
 def bring_together(how: Partitioning, spool: Spool, advance: Callable[[int], None]) -> Partitions:
-    """Write the events of a part of a log into partitions of their own."""
+    """Write the events of a part of a log into partitions of their own.
+
+    Args:
+        how: Bounds and types of the partitions.
+        spool: The part, with its `user_rows`.
+        advance: Called with numbers of events that are written.
+    """
     assert spool.user_rows is not None
     partitions = Partitions(how, spool.user_rows[1].mapped())
     partitions.fill(spool, spool.user_rows[0], how.items, spool.chunks(advance))
@@ -82,7 +88,7 @@ class Partitions:
     def __init__(self, how: Partitioning, lengths: NDArray[np.int64]) -> None:
         # Bounds of the partitions, (P + 1,), as user rows and as events in the order of users.
         self._users = how.users
-        self._events = np.concatenate([[0], np.cumsum(lengths)])[self._users]
+        self._events = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])[self._users]
         folder, types = own_name(how.folder), how.types
         folder.mkdir()
         self.folder = folder

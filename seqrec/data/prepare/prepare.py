@@ -221,13 +221,20 @@ def replacing(directory: Path) -> Iterator[Path]:
     (partial / SPOOL).mkdir(parents=True)
     try:
         yield partial
-        (partial / SPOOL).rmdir()
+        _delete_spool(partial / SPOOL)
         _put_in_place(partial, directory)
     finally:
         finish_exchange(directory)
         for leftover in leftovers:
             with suppress(OSError):
                 delete_own(leftover)
+
+
+def _delete_spool(spool: Path) -> None:
+    # A lost attempt of a task, which still runs on a cluster, may write while the folder is deleted.
+    shutil.rmtree(spool, ignore_errors=True)
+    if spool.exists():
+        shutil.rmtree(spool)
 
 
 def _partial(directory: Path) -> Path:

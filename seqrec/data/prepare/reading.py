@@ -44,7 +44,7 @@ class _Reading:
     # with more than `most` rows makes several spools.
     work: Workspace
     origin: str
-    files: tuple[Path, ...]
+    files: tuple[tuple[Path, int], ...]  # with their sizes in bytes
     types: dict[str, pl.DataType]
     widths: dict[str, int]
     most: float
@@ -90,7 +90,8 @@ def read_log(source: Source, work: Workspace) -> tuple[list[Spool], list[dict[st
         widths = {name: width_of(frame, name, f"schema.events: {name!r}") for name in vectors}
     (work.folder / "log").mkdir()
     parts, most = _parts(source, frame, work)
-    seen = tuple(map(Path.absolute, source.files()[:1]))
+    source.checked = None
+    seen = tuple((Path(name).absolute(), size) for name, (size, *_) in before.items())
     shared = _Reading(replace(work, tasks=Tasks(), prefix=None), origin, seen, dict(schema), widths, most)
     tasks, stage = work.tasks if len(parts) > 1 else Tasks(), progress.stage(f"reading {files}", source.num_rows)
     try:
@@ -199,8 +200,8 @@ def _is_by_row(event_filter: str | None) -> bool:
 
 def _read_part(shared: _Reading, frame: pl.LazyFrame, advance: Callable[[int], None]) -> list[Spool]:
     work, origin = shared.work, shared.origin
-    for file in shared.files:
-        require_seen(file)
+    for file, size in shared.files:
+        require_seen(file, size)
     with reading(origin, "an interaction log"):
         # A file may have other types than the log as a whole.
         others = [name for name, dtype in frame.collect_schema().items() if dtype != shared.types[name]]

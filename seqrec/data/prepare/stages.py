@@ -154,7 +154,7 @@ def _partition(spools: list[Spool], tables: list[OpenedTable], work: Workspace) 
         shutil.rmtree(spool.folder)
         parts.append(part)
     # The rest is of attempts that were lost.
-    shutil.rmtree(work.folder / "log")
+    shutil.rmtree(work.folder / "log", ignore_errors=True)
     return _Numbered(users, items, how, parts, columns, num_events)
 
 
@@ -198,8 +198,8 @@ def _user_rows(users: Numbering, spool: Spool, advance: Callable[[int], None]) -
         of_chunk = users.ids(spool.users, chunk) - users.dtype.type(1)
         np.add.at(lengths, of_chunk, 1)
         rows.append(of_chunk)
-    counts = RawColumn(own_name(spool.folder), np.int64)
-    counts.append(lengths)
+    counts = RawColumn(own_name(spool.folder), np.min_scalar_type(spool.num_events))
+    counts.append(lengths.astype(counts.dtype))
     return rows, counts
 
 
@@ -249,7 +249,7 @@ def _ordered(name: str, log: _Numbered, work: Workspace) -> Iterator[Block]:
     for block, found in work.tasks.map(stage, ordered_block, how, range(len(log.parts[0]))):
         duplicates.add(found)
         yield block
-    shutil.rmtree(log.partitioning.folder)
+    shutil.rmtree(log.partitioning.folder, ignore_errors=True)
     if work.filters.duplicates == "refuse" and duplicates.example is not None:
         row, item_id, time = duplicates.example
         user, item = log.users.external_id(row + 1), log.items.external_id(item_id)

@@ -102,11 +102,11 @@ class Source(ABC):
         num_rows: Number of rows of the frame that the last scan returned; None if it did not count them.
         notes: What the last scan did with the log's text, in sentences: blanks that were cut, files that were skipped.
         lacking: Columns that some files of the last scan have and others lack, each with the first file without it.
-        checked: The log of the last scan; None if the source checked none.
+        checked: The checked log of the last scan, with its parts; None before a scan, or if the source checks nothing.
         published: Published counts of the log that the last scan read, which the preparation compares with its own.
             None if there are none, or if the files are not known to be the whole log.
         licence: Licence of the log in its publisher's words, shortened; empty if the source does not know it.
-        tasks: Checks files of the log while it is scanned.
+        tasks: Runs the checks of the files; `prepare` sets it during a scan.
         later: Arguments that are newer than stores which exist; they are described only if they are set.
 
     Example:

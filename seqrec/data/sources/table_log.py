@@ -252,12 +252,16 @@ def _surveyed_by(
     if alone or not all(map(_is_shared, files)):
         return files, [_survey(file, progress) for file in files]
     stage = progress.stage(f"checking {files[0].path} and {len(files) - 1} more", len(files), unit="files")
-    found = list(tasks.map(stage, _survey_elsewhere, None, files))
+    sizes = [(file, file.content.stat().st_size) for file in files]
+    found = list(tasks.map(stage, _survey_elsewhere, None, sizes))
     return [file for file, _ in found], [survey for _, survey in found]
 
 
-def _survey_elsewhere(_: None, file: TableFile, advance: Callable[[int], None]) -> tuple[TableFile, _Survey]:
-    require_seen(file.content)
+def _survey_elsewhere(
+    _: None, sized: tuple[TableFile, int], advance: Callable[[int], None]
+) -> tuple[TableFile, _Survey]:
+    file, size = sized
+    require_seen(file.content, size)
     survey = _survey(file, Progress())
     advance(1)
     return file, survey

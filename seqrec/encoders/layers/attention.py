@@ -172,7 +172,8 @@ class CausalSelfAttention(nn.Module):
 
     def advance(self, x: Tensor, valid: Tensor | None, state: Tensors, *times: Times) -> tuple[Tensor, Tensors]:
         """Compute further events; see `Streamed.advance`."""
-        if x.shape[1] == 1 and valid is None and self.gaps is None:
+        drops = self.training and self.dropout > 0
+        if x.shape[1] == 1 and valid is None and self.gaps is None and not drops:
             weights = (*self.in_projection.parameters(), *self.out_projection.parameters(), self.turns)
             kept = state["keys"], state["values"], state["num_events"]
             out, keys, values = attention_step(AttentionStepProblem._make((x[:, 0], *weights, *kept)))
@@ -182,8 +183,8 @@ class CausalSelfAttention(nn.Module):
         length, window = x.shape[1], state["keys"].shape[2]
         positions = state["num_events"].unsqueeze(1) + torch.arange(length, device=x.device)
         query, key, value = self._heads(x, positions.unsqueeze(1))
-        # Slots that are empty in every row are skipped. Python must wait for a GPU to find them, so a single event,
-        # which should always cost the same, looks at all slots.
+        # Slots that are empty in every row are skipped. Python must wait for a GPU to find them, so a single event
+        # that reads gaps, which should always cost the same, looks at all slots.
         seen = window if length == 1 else int(state["num_events"].max())
         mixed = []
         for begin in range(0, length, CHUNK_EVENTS):

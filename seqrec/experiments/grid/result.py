@@ -172,11 +172,17 @@ def read_grid(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(file.read_text(encoding="utf-8")) for file in files]
 
 
+def hardware_of(summary: Summary) -> str:
+    """Return the processor or GPU that a run was computed on."""
+    machine = summary.hardware
+    on_cpu = f"{machine['cpu']}, {machine['threads']} of {machine['cores']} cores"
+    return on_cpu if summary.job["device"] == "cpu" else str(machine["gpus"][0])
+
+
 def _costs(run: Path, summary: Summary, *, is_trained: bool) -> dict[str, Any]:
     """Return the costs and the curve of a run, as columns of a table."""
-    machine, peak = summary.hardware, summary.peak_memory
+    peak = summary.peak_memory
     parts = ("item_table", "encoder", "other")
-    on_cpu = f"{machine['cpu']}, {machine['threads']} of {machine['cores']} cores"
     curve, whole_steps = _curve(run / "metrics.csv")
     # Without the steps of an epoch that the budget cut short.
     share = whole_steps / summary.steps / summary.epochs if summary.epochs and summary.steps else None
@@ -193,7 +199,7 @@ def _costs(run: Path, summary: Summary, *, is_trained: bool) -> dict[str, Any]:
         # On a GPU its tensors; on a CPU the process, interpreter and libraries included.
         "peak_memory": peak["host"] if peak["device"] is None else peak["device"],
         **{f"{part.removeprefix('item_')}_parameters": summary.parameters[part] for part in parts},
-        "hardware": on_cpu if summary.job["device"] == "cpu" else machine["gpus"][0],
+        "hardware": hardware_of(summary),
         "versions": ", ".join(f"{name} {version}" for name, version in summary.versions.items()),
         "commit": None if summary.git is None else summary.git["commit"],
         "curve": curve,

@@ -33,6 +33,7 @@ _NOTES = (
     f"Intervals and differences come from {RESAMPLES:,} bootstrap resamples of the users; the difference is that of "
     "the warm start to the retrained model, of the same users",
     "`seconds` are those of training. In the first row both models are the same one, which was trained once",
+    "`append s` are those of the whole command, which is `seqrec prepare` in the first row",
     "`new` are targets with items that no event had before the slice, which are misses. `fresh` are targets with items "
     "that came with the slice before, and `hits` their share of the targets that are among the ten best",
     "Filters that count events are left out, because they would look into the future",
@@ -40,7 +41,10 @@ _NOTES = (
 
 
 def with_missed(run: Results, missed: polars.DataFrame) -> polars.DataFrame:
-    """Return the targets of a run, and those with items that the model does not know, behind the whole catalogue."""
+    """Return the targets of a run, and those with items that the model does not know, behind the whole catalogue.
+
+    Lengths of histories and counts of items are made up for the others: they tell no slices of users or items apart.
+    """
     rank = {"better": run.header.num_items, "tied": 0, "history_length": 1, "item_train_events": 0, "repeated": False}
     others = missed.select(USER_ID, ITEM_ID, TIMESTAMP).with_columns(
         **{name: polars.lit(x) for name, x in rank.items()}
@@ -52,7 +56,8 @@ def with_missed(run: Results, missed: polars.DataFrame) -> polars.DataFrame:
 def slice_figures(runs: Sequence[Results], fresh: AbstractSet[Any]) -> dict[str, dict[str, Any]]:
     """Return the figures of each run on a slice by its name: `metrics` with intervals, `difference` to the first run.
 
-    And the number of targets that are `fresh` items, and of those among the ten best, all (`hits`) and fresh ones.
+    `fresh_targets` counts targets that are `fresh` items, `hits` the targets among the ten best, and `fresh_hits` the
+    fresh ones among these; ties share their places.
     """
     found: dict[str, dict[str, Any]] = {run.name: {"metrics": {}, "difference": {}} for run in runs}
     for each in compare(runs, metrics=METRICS, resamples=RESAMPLES, confidence=CONFIDENCE).estimates:
@@ -64,7 +69,6 @@ def slice_figures(runs: Sequence[Results], fresh: AbstractSet[Any]) -> dict[str,
             found[each.run]["difference"][each.metric] = change
     for run in runs:
         better, tied = (run.frame[name].to_numpy() for name in ("better", "tied"))
-        # Ties share their places.
         hits = np.clip((10 - better) / (tied + 1), 0, 1)
         is_fresh = run.frame[ITEM_ID].is_in(list(fresh)).to_numpy()
         counts = {"hits": hits.sum(), "fresh_targets": is_fresh.sum(), "fresh_hits": hits[is_fresh].sum()}

@@ -89,6 +89,7 @@ class SessionKeeper:
         ours = {"format": FORMAT, "vocabulary": catalogue}
         description = self.user_state.describe()
         text = json.dumps({**ours, **description}, separators=(",", ":"))
+        self._text = text.encode()
         model = hashlib.sha256(json.dumps(description).encode()).digest()[:8]
         self._made_by = model + bytes.fromhex(catalogue)
         # Looked up once, as such a question to a protocol takes longer than a user's step.
@@ -123,8 +124,13 @@ class SessionKeeper:
                     f"{error}; keep_events, which SQLiteStore and RedisStore have, would have kept the events in it"
                 ) from error
             self.others = self._events.sizes().users
-            self._events.redescribe(text.encode())
+            self.take_over()
             _LOG.info("the store is of another model: its sessions are made again from their events when needed")
+
+    def take_over(self) -> None:
+        """Describe the store as this model's."""
+        if self._events is not None:
+            self._events.redescribe(self._text)
 
     def stored(self, keys: Sequence[bytes], users: Sequence[Id]) -> list[Session | None]:
         """Return the sessions in the store; None for users without one.

@@ -314,9 +314,14 @@ class SessionRecommender(AbstractContextManager["SessionRecommender"]):
     def rebuilt_share(self) -> float:
         """`rebuilt` as a share of the sessions in the store when this model took it over from another, at most 1.
 
-        1 if the store was this model's. It does not reach 1 if users are forgotten or never come.
+        1 if the store was this model's, even if sessions of an older one are left. It does not reach 1 if users are
+        forgotten or never come.
         """
         return min(1.0, self.rebuilt / self._keeper.others) if self._keeper.others else 1.0
+
+    def take_over(self) -> None:
+        """Describe the store as this model's, after another recommender described it as its own."""
+        self._keeper.take_over()
 
     def release(self) -> None:
         """Free the memory of the states after another recommender took over the store; this one must not be used."""

@@ -34,8 +34,8 @@ class EncoderCompile(pl.Callback):
         """Prepare the encoder.
 
         Raises:
-            InputError: if the model has no encoder, the encoder has no blocks that can be recomputed, or it shall be
-                compiled although its state is carried.
+            InputError: if the model has no encoder, the encoder has no blocks that can be recomputed, or both
+                compilation and `carry_state` are set.
         """
         encoder = getattr(pl_module, "encoder", None)
         if not isinstance(encoder, nn.Module):
@@ -46,10 +46,7 @@ class EncoderCompile(pl.Callback):
                 )
             return
         if self.compile and getattr(pl_module, "carried", None) is not None:
-            raise InputError(
-                "execution.compile compiles the pass over windows that begin without a state: leave it or "
-                "model.carry_state false"
-            )
+            raise InputError("execution.compile=true does not support model.carry_state=true; set one of them to false")
         recompute_blocks(encoder, self.activation_checkpointing)
         if self.compile and self._compiled is not encoder:
             # In place, because a wrapper would put `_orig_mod.` into the names of a checkpoint's weights.

@@ -185,7 +185,7 @@ class SQLiteStore:
 
     def release(self) -> None:
         """See `LiveStore.release`."""
-        # On a full disk, they stay.
+        # A full disk is no error here: the memory is freed all the same, and the file has the events.
         with suppress(SessionStoreError):
             for _ in range(0, self._live_bytes, RELEASED_BYTES):
                 with self._transaction():
