@@ -274,8 +274,9 @@ def _unknown_argument(name: str, parser: ArgumentParser) -> str:
         if home := belongs(refused, above, kinds, known, of_run=of_run, in_config=bool(where)):
             return f"{shown}; {home}"
     allowed = f"allowed here: {', '.join(each.rpartition('.')[2] for each in siblings) or 'none'}"
-    if len(siblings) > _MOST:
-        option = f"--{parent}.help" if parent else f"seqrec {parser.command} --help"  # type: ignore[attr-defined]
+    command = getattr(parser, "command", None)  # the parser of a class has none
+    if len(siblings) > _MOST and (parent or command):
+        option = f"--{parent}.help" if parent else f"seqrec {command} --help"
         allowed = f"{option} lists what is allowed"
     return f"{shown}; {f'{near} ' if near else ''}{allowed}"
 

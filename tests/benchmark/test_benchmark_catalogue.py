@@ -90,7 +90,7 @@ def test_a_table_of_all_combinations_is_printed_and_written(
         ({"optimizers": ()}, "optimizers="),
         ({"steps": 0}, "steps=0"),
         ({"content": -1}, "content=-1"),
-        ({"encoder": "BERT4Rec"}, "unknown model 'BERT4Rec'; known: .*SASRec"),
+        ({"encoder": "Caser"}, "unknown model 'Caser'; known: .*SASRec"),
         ({"json_file": "no/such/folder/f.json"}, "json_file="),
     ],
 )

@@ -338,7 +338,7 @@ def test_an_encoder_of_ones_own_is_taken_by_its_import_path(
         (("--model", "SASrec"), r"model: unknown class 'SASrec'; known: .*GRU4Rec, .*; did you mean SASRec\?"),
         (
             ("--model.d_modell", "3"),
-            r"unknown argument 'model.d_modell'; did you mean d_model\? allowed here: d_conv, d_model",
+            r"unknown argument 'model.d_modell'; did you mean d_model\? allowed here: carry_state, d_conv, d_model",
         ),
         (("--data.max_lenth", "3"), r"unknown argument 'data.max_lenth'; did you mean data.max_length\?"),
         (

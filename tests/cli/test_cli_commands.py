@@ -115,7 +115,7 @@ def test_a_command_has_a_help(name: str, capsys: pytest.CaptureFixture[str]):
 # Files that print: lines of results and notes; help and version; an address; tables for callers of a trainer in Python.
 PRINTING = {
     *("data/progress.py", "data/output.py", "cli/commands.py", "cli/run_parser.py"),
-    *("serving/command.py", "benchmark/serve_child.py"),
+    *("serving/served.py", "benchmark/serve_child.py"),
     *("evaluation/exposures.py", "evaluation/list_report.py", "models/baselines/comparison.py"),
 }
 

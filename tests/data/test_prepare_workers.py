@@ -148,7 +148,8 @@ def test_a_process_of_a_pool_that_is_killed_changes_no_byte(log, tmp_path: Path)
     def kill(line: str) -> None:
         lines.append(line)
         if line.startswith("checking") and not line.endswith("..."):
-            active_children()[0].kill()
+            # The workers of the cluster are children, too.
+            next(child for child in active_children() if "Dask" not in child.name).kill()
 
     prepare(log, FILTERS["filters"], tmp_path / "one", schema=SCHEMA)
     prepare(log, FILTERS["filters"], tmp_path / "two", schema=SCHEMA, workers=2, progress=kill)
@@ -196,8 +197,8 @@ def test_workers_of_another_version_are_refused(log, tmp_path: Path, scheduler, 
 def test_workers_that_do_not_see_a_folder_are_refused(log, tmp_path: Path, scheduler, monkeypatch):
     with pytest.raises(InputError, match="does not see the work folder /elsewhere; put the store"):
         run_task(tasks._versions(), "/elsewhere", b"")
-    elsewhere = SimpleNamespace(absolute=lambda _: Path("/elsewhere/log.parquet"))
-    monkeypatch.setattr(reading, "Path", elsewhere)
+    elsewhere = SimpleNamespace(absolute=lambda: Path("/elsewhere/log.parquet"))
+    monkeypatch.setattr(reading, "Path", lambda name: elsewhere)
     with pytest.raises(InputError, match=r"does not see /elsewhere/log\.parquet; put the log where all workers see it"):
         prepare(log, Filters(), tmp_path / "store", workers=scheduler)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import shlex
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -254,6 +255,19 @@ def test_slices_begin_where_equally_many_events_or_times_divide_the_log():
     assert Plan([], every="12h", start="2023-11-22").bounds(days * 1000)[1] == (FIRST + 8 * DAY + DAY // 2) * 1000
 
 
+def test_the_command_is_repeated_with_all_that_decides_the_numbers():
+    plan = Plan(["c"], every="1d", start="2024-05-01T00:00Z", end="2024-05-02 12:00", replay=None)
+    assert shlex.split(plan.words())[2:10] == [
+        "c", "--every", "1d", "--start", "2024-05-01T00:00Z", "--end", "2024-05-02 12:00", "--updates",
+    ]  # fmt: skip
+    assert "--replay null --retrain false" in plan.words()
+
+
+def test_times_that_real_numbers_round_are_refused():
+    with pytest.raises(InputError, match="give the log's times in milliseconds"):
+        Plan(["c"], slices=2).bounds(np.array([1, 2**53 + 1]))
+
+
 @pytest.mark.parametrize(
     ("settings", "match"),
     [
@@ -263,6 +277,7 @@ def test_slices_begin_where_equally_many_events_or_times_divide_the_log():
         ({"every": "1d"}, "every=1d needs start"),
         ({"slices": 1}, "slices=1 must be at least 2"),
         ({"slices": 3, "share": 0.0}, "share=0.0 must be above 0"),
+        ({"slices": 3, "replay": 1.0}, "replay=1.0 must be at least 0 and below 1"),
         ({"slices": 3, "updates": 0}, "updates=0 must be at least 1"),
         ({"slices": 3, "judged_users": 0}, "judged_users=0 must be at least 1"),
         ({"slices": 20}, "slices=20 are too many for 10 different times"),
@@ -274,6 +289,7 @@ def test_slices_begin_where_equally_many_events_or_times_divide_the_log():
         ),
         ({"every": "1d", "start": "2024-11-17"}, "start=2024-11-17 must lie"),
         ({"every": "1d", "start": "soon"}, "start='soon' is no date"),
+        ({"every": "1d", "start": "inf"}, "start='inf' is no date"),
     ],
 )
 def test_plans_that_cannot_be_are_refused(settings: dict[str, Any], match: str):

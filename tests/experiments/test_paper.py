@@ -251,7 +251,7 @@ def test_ablations_of_what_an_encoder_does_not_have_are_left_out():
             r"data='nothing': there is no .*nothing.yaml; known: as_published_oldest_250, as_published_raw_ids, "
             "assist2017",
         ),
-        ({"encoders": ["SASrec"]}, r"model='SASrec': there is no .*; known: GRU4Rec"),
+        ({"encoders": ["SASrec"]}, r"model='SASrec': there is no .*; known: BERT4Rec, GRU4Rec"),
         (
             {"ablations": ["no_hope"]},
             r"ablation='no_hope': there is no .*; known: as_published_mixture, blocks_1",

@@ -14,7 +14,7 @@ from forked_commands import run_ranks
 
 from seqrec import RandomCrop, SequenceDataModule, SequentialRecommender, StridedWindows, Synthetic, Table
 from seqrec.data.windows import NewestWindow
-from seqrec.encoders import GRU4Rec, MambaRec, MoEMaTrRec, RecMamba, Samba, SASRec, SequenceEncoder
+from seqrec.encoders import BERT4Rec, GRU4Rec, MambaRec, MoEMaTrRec, RecMamba, Samba, SASRec, SequenceEncoder
 from seqrec.encoders.event_time import EventTime
 from seqrec.errors import InputError
 from seqrec.models.streaming import CARRIED
@@ -182,7 +182,7 @@ def test_states_of_another_number_of_ranks_are_left_out(log: dict[str, Any]):
 def test_windows_that_do_not_follow_one_another_are_refused(
     settings: dict[str, Any], message: str, log: dict[str, Any]
 ):
-    with pytest.raises(InputError, match=f"model.carry_state=true hands the state .*{message}"):
+    with pytest.raises(InputError, match=f"model.carry_state=true starts each window .*{message}"):
         trainer_of().fit(model_of(GRU4Rec(16)), SequenceDataModule(**{**log, **settings}))
 
 
@@ -213,10 +213,12 @@ class Stateless(SequenceEncoder):
         (
             SASRec(16, rotary=True),
             {},
-            "that of SASRec grows with max_length=8, because attention keeps each event: train",
+            "that of SASRec depends on max_length=8, because attention sees so many events or more: train",
         ),
-        (MoEMaTrRec(16, rotary=True), {}, "that of MoEMaTrRec grows with max_length=8"),
-        (Stateless(), {}, "carry_state=True needs an encoder with a state, which Stateless has not: train MambaRec"),
+        (MoEMaTrRec(16, rotary=True), {}, "that of MoEMaTrRec depends on max_length=8"),
+        (Samba(16, d_state=4), {}, "that of Samba depends on max_length=8, .*; give Samba a window of at most 8"),
+        (Stateless(), {}, "needs an encoder with a recurrent state, but Stateless has none: train MambaRec"),
+        (BERT4Rec(16), {}, "needs an encoder with a recurrent state, but BERT4Rec has none"),
         (GRU4Rec(16), {"positions": True}, "carry_state=True and positions=True do not go together"),
     ],
 )
@@ -229,7 +231,7 @@ def test_models_whose_state_cannot_be_carried_are_refused(
 
 def test_a_compiled_encoder_is_refused(log: dict[str, Any]):
     trainer = trainer_of(callbacks=[EncoderCompile(compile=True)])
-    with pytest.raises(InputError, match=r"begin without a state: leave it or model\.carry_state false"):
+    with pytest.raises(InputError, match=r"execution\.compile=true does not support model\.carry_state=true"):
         trainer.fit(model_of(GRU4Rec(16)), SequenceDataModule(**log))
 
 

@@ -15,13 +15,13 @@ pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
 
 class Clock:
-    """A clock that moves on by 2 s whenever it is read."""
+    """A clock that moves on by 1 s whenever it is read."""
 
     def __init__(self) -> None:
         self.now = 0.0
 
     def monotonic(self) -> float:
-        self.now += 2
+        self.now += 1
         return self.now
 
 
@@ -33,6 +33,7 @@ def trainer_with(lines: list[str], **arguments: Any) -> pl.Trainer:
 
 def test_training_shows_steps_rate_time_left_and_losses(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("seqrec.data.progress.time", Clock())
+    monkeypatch.setattr("seqrec.data.progress.Progress.interval", 0.0)
     lines: list[str] = []
     trainer_with(lines, num_sanity_val_steps=0).fit(model := BoringModel())
     assert lines[0] == "training ..."
