@@ -58,9 +58,9 @@ def check_shapes(encoder: SequenceEncoder) -> None:
         found, expected = getattr(states, name), getattr(x, name)
         assert found == expected, f"{name} of the states is {found}, that of the events {expected}"
     assert states.isfinite().all(), "states are not finite"
+    assert torch.equal(encoder(x, history), states), "states differ when they are computed again"
     difference = (encoder.newest(x, history) - newest_events(states, history.lengths)).abs().max()
     assert difference <= 1e-5, f"`newest` differs by {difference} from the states of the newest events"
-    assert torch.equal(encoder(x, history), states), "states differ when they are computed again"
 
 
 @torch.no_grad()

@@ -312,11 +312,7 @@ class SessionRecommender(AbstractContextManager["SessionRecommender"]):
 
     @property
     def rebuilt_share(self) -> float:
-        """`rebuilt` as a share of the sessions in the store when this model took it over from another, at most 1.
-
-        1 if the store was this model's, even if sessions of an older one are left. It does not reach 1 if users are
-        forgotten or never come.
-        """
+        """`rebuilt` as a share, at most 1, of the sessions that another model left in the store; 1 if it was ours."""
         return min(1.0, self.rebuilt / self._keeper.others) if self._keeper.others else 1.0
 
     def take_over(self) -> None:
