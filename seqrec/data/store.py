@@ -452,7 +452,7 @@ def _not_replaced_meanwhile(directory: Path, opened: Callable[[], EventStore]) -
         before = _node(directory)
         try:
             store = opened()
-        except StoreError:
+        except (StoreError, FileNotFoundError):  # a file may go between two looks at it
             if _node(directory) == before:
                 raise
         else:
