@@ -14,7 +14,7 @@ class BERT4Rec(BidirectionalEncoder):
     """Transformer of self-attention in both directions (BERT4Rec: Sequential Recommendation with Bidirectional Encoder
     Representations from Transformer, Sun et al. 2019).
 
-    Blocks of attention and feed-forward layer, and then `norm(gelu(W x + b))`, whose dot products with items are
+    Blocks of attention and feed-forward layer, and then `norm(gelu(W x + b))`. Its dot products with items are
     scores. It is trained on masked items and cannot be streamed; see `seqrec.models.MaskedItems`.
 
     Differs from the paper: norms are before each branch and not after it, feed-forward layers have ReLU, not GELU, and

@@ -141,7 +141,7 @@ def _seconds(every: str) -> int:
 
 
 def _time(name: str, value: str | None, last: int) -> int:
-    """Return a time of the command line in the unit of a log whose last time is given; None is after it."""
+    """Return a time of the command line in the unit of a log with this last time; None is after it."""
     if value is None:
         return last + 1
     try:

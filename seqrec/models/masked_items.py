@@ -51,7 +51,7 @@ class MaskedItems:
             raise InputError(f"masking.last_only={self.last_only} must be between 0 and 1")
 
     def draw(self, batch: SequenceBatch) -> Tensor:
-        """Return (B, L) bool, True at events whose target is masked: at least one in each row with a target."""
+        """Return (B, L) bool, True at events with a masked target: at least one in each row with a target."""
         is_target = batch.is_target
         count = is_target.cumsum(1)
         newest = is_target & (count == count[:, -1:])
@@ -65,7 +65,7 @@ def masked_batch(batch: SequenceBatch, hidden: Tensor) -> tuple[History, Sequenc
 
     Args:
         batch: Windows with their targets.
-        hidden: (B, L) bool, True at events whose target is hidden; all of them have a target.
+        hidden: (B, L) bool, True at events with a hidden target.
 
     Returns:
         (B, L + 1) events of the windows and the one after each; item 0 replaces hidden targets. It also stands after a

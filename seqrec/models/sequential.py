@@ -83,7 +83,7 @@ class SequentialRecommender(StreamingRecommender):
             model need not read them. Their names are those of `log_columns`. None is none. See `predict_columns`.
         carry_state: Whether training starts each window from the encoder's state after the user's previous window
             (`CarriedState`), so that a state depends on all earlier events. Gradients end at the start of a window.
-            Needs an encoder whose state has constant size, no learned positions, and `StridedWindows`.
+            Needs an encoder with a state of constant size, no learned positions, and `StridedWindows`.
         optimizer: None is `Adam` with step size 1e-3.
 
     Attributes:

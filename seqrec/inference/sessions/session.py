@@ -158,7 +158,7 @@ def observed(
 
 
 def unrepeated(digests: Sequence[int | None], places: Sequence[int], session: Session | None) -> Sequence[int]:
-    """Return a user's places without events whose id is among the user's last ones, or earlier in the batch."""
+    """Return a user's places without events with an id among the user's last ones, or earlier in the batch."""
     known = set() if session is None else set(session.event_ids.tolist())
     found = []
     for index in places:

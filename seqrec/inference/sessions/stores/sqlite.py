@@ -262,7 +262,7 @@ class SQLiteStore:
         return chunk.end - self._written[key][0] < most and self.keep_events >= 2 * MOST_BEHIND
 
     def _put_leaving(self, most: int) -> None:
-        """Take sessions out of memory until they have `most` bytes, and write those whose rows lack events."""
+        """Take sessions out of memory until they have `most` bytes, and write those with rows that lack events."""
         while self._live_bytes > most and self._live:
             key, live = next(iter(self._live.items()))
             if self._written[key][0] < live.num_events:
