@@ -275,6 +275,4 @@ def _share_right(model: Answerer, judged: Asked) -> float:
 
 
 def _state_bytes(encoder: SequenceEncoder, length: int) -> int:
-    if type(encoder).zero_state is SequenceEncoder.zero_state:
-        return 0
-    return encoder.init_state(1, max_length=length).row_bytes
+    return encoder.init_state(1, max_length=length).row_bytes if encoder.can_stream else 0

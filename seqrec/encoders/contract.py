@@ -43,7 +43,7 @@ def check_encoder(encoder: SequenceEncoder) -> None:
         check_causality(encoder)
         check_padding(encoder)
         check_gradients(encoder)
-        if not encoder.bidirectional and type(encoder).zero_state is not SequenceEncoder.zero_state:
+        if encoder.can_stream:
             check_streaming(encoder, [37, 1, 20], longest_piece=7)
     finally:
         encoder.train(was_training)

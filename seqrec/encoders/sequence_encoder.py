@@ -226,6 +226,11 @@ class SequenceEncoder(nn.Module, ABC):
         states, tensors = self.advance(x, valid, state.tensors, *self.times_of(events))
         return states, State(tensors, state.encoder)
 
+    @property
+    def can_stream(self) -> bool:
+        """Whether the encoder defines `zero_state`, and sees no newer events."""
+        return not self.bidirectional and type(self).zero_state is not SequenceEncoder.zero_state
+
     def refuse_bidirectional(self) -> None:
         """Raise an `InputError` if the encoder is bidirectional, so that it cannot be streamed."""
         if self.bidirectional:

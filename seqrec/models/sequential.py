@@ -282,8 +282,7 @@ class SequentialRecommender(StreamingRecommender):
         They are those of one stream over each row's history, so a state sees all events before it. A model that cannot
         be streamed encodes the newest `max_length` events before each target.
         """
-        causal = not self.encoder.bidirectional
-        if not causal or self.positions is not None or type(self.encoder).advance is SequenceEncoder.advance:
+        if self.positions is not None or not self.encoder.can_stream:
             return super().states_before_targets(batch)
         assert batch.held_out is not None
         assert batch.held_out.positions is not None

@@ -208,7 +208,7 @@ class CarriedState:
                 "event of a window; set positions=False"
             )
         like, name = next(encoder.parameters()), type(encoder).__name__
-        if encoder.bidirectional or type(encoder).advance is SequenceEncoder.advance:
+        if not encoder.can_stream:
             raise InputError(f"carry_state=True needs an encoder with a recurrent state, but {name} has none: {_FIX}")
         sizes = [
             {part: x.shape for part, x in encoder.zero_state(1, length, like).items()}
