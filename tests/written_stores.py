@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from seqrec.data.integrity import ArrayFile
 from seqrec.data.manifest import write_manifest
-from seqrec.data.store import ArrayFile
 from seqrec.data.vocabulary import Vocabulary
 
 

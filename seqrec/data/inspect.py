@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from tabulate import tabulate
 
 from seqrec.data.manifest import REMEDY
 from seqrec.data.pieces import ends_of, pieces_of
@@ -250,6 +249,8 @@ def report_text(report: StoreReport) -> str:
 
 def _table(rows: Iterable[Sequence[str]], align: Sequence[str] = ("left", "left")) -> list[str]:
     # Lines of an aligned table without header. The text of the cells stays unchanged.
+    from tabulate import tabulate  # a server takes times as text from this module, and no table
+
     text = tabulate(list(rows), tablefmt="plain", colalign=align, disable_numparse=True)
     return [line.rstrip() for line in text.splitlines()]
 

@@ -95,6 +95,24 @@ def read_manifest(directory: Path, name: str = MANIFEST) -> dict[str, Any]:
     return manifest
 
 
+def manifest_of_whole_files(directory: Path, name: str = MANIFEST) -> dict[str, Any]:
+    """Return the content of a manifest, with which each of its files is there and has its size.
+
+    Raises:
+        MissingStoreError: as `read_manifest` does.
+        StoreError: if a file is missing or has another size, or `read_manifest` refuses.
+    """
+    manifest = read_manifest(directory, name)
+    for name, expected in manifest["files"].items():
+        file = directory / name
+        if not file.is_file():
+            raise StoreError(f"{file} is missing from the event store; {REMEDY}")
+        found = file.stat().st_size
+        if found != expected["bytes"]:
+            raise StoreError(f"{file} has {found} bytes, expected {expected['bytes']}; {REMEDY}")
+    return manifest
+
+
 def _check_shape(path: Path, manifest: Mapping[str, Any]) -> None:
     missing = {"counts", "files"} - manifest.keys()
     if missing:

@@ -119,14 +119,15 @@ class Progress:
         rows: Callable[[Any], int] = len,
         total: float | None = None,
         *,
+        done: int = 0,
         unit: str | None = None,
     ) -> Iterator[T]:
         """Yield the parts of some work, as one stage that advances with each and is summed up after the last.
 
         `rows` returns the number of rows, or of other units, of a part. `total` is that of all, which may be an
-        estimate; None if unknown.
+        estimate; None if unknown. `done` is as for `Stage`.
         """
-        stage = self.stage(name, total, unit=unit)
+        stage = self.stage(name, total, done=done, unit=unit)
         for part in parts:
             yield part
             stage.advance(rows(part))

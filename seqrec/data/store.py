@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
@@ -13,12 +12,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import DTypeLike, NDArray
+from numpy.typing import NDArray
 
 from seqrec.data.columns import Column, open_columns
 from seqrec.data.conditions import condition_error, event_condition
-from seqrec.data.integrity import BackgroundCheck, changed
-from seqrec.data.manifest import BEFORE, MANIFEST, REMEDY, read_manifest, segment_folder, segments_of
+from seqrec.data.integrity import BackgroundCheck, changed, npy_digest
+from seqrec.data.manifest import (
+    BEFORE,
+    REMEDY,
+    manifest_of_whole_files,
+    segment_folder,
+    segments_of,
+)
 from seqrec.data.progress import Progress
 from seqrec.data.schema import (
     CATEGORICAL,
@@ -36,7 +41,6 @@ from seqrec.data.segments import Layout
 from seqrec.data.targets import LogTargets
 from seqrec.data.vocabulary import Vocabulary
 from seqrec.errors import InputError, StoreError
-from seqrec.files import synchronise
 
 if TYPE_CHECKING:
     import polars
@@ -137,11 +141,11 @@ class EventStore:
         directory = Path(directory)
 
         def opened() -> EventStore:
-            manifest = _manifest_of_whole_files(directory)
+            manifest = manifest_of_whole_files(directory)
             digests = {directory / name: entry["sha256"] for name, entry in manifest["files"].items()}
-            small = sum(entry["bytes"] for entry in manifest["files"].values()) <= SMALL_STORE_BYTES
-            waits = _is_large if events else _is_of_events
-            now = {file: digest for file, digest in digests.items() if (small and events) or not waits(file)}
+            small = events and sum(entry["bytes"] for entry in manifest["files"].values()) <= SMALL_STORE_BYTES
+            groups = GROUPS if events else (EVENTS,)
+            now = {file: digest for file, digest in digests.items() if small or not _is_large(file, groups)}
             _refuse_changed(now.items())
             store = _opened(cls, directory, manifest)
             later = {file: digest for file, digest in digests.items() if file not in now}
@@ -160,7 +164,7 @@ class EventStore:
             StoreError: if it has another version, or if a file is missing or has another size.
         """
         directory = Path(directory)
-        return _not_replaced_meanwhile(directory, lambda: _opened(cls, directory, _manifest_of_whole_files(directory)))
+        return _not_replaced_meanwhile(directory, lambda: _opened(cls, directory, manifest_of_whole_files(directory)))
 
     def __reduce__(self) -> tuple[Callable[..., EventStore], tuple[Path, int, int], dict[str, Any]]:
         opened = self.directory.absolute(), len(segments_of(self.manifest)), self.num_events
@@ -183,9 +187,9 @@ class EventStore:
 
         def pieces(names: list[str] | None, *_: object) -> Iterator[polars.DataFrame]:
             for begin in range(0, self.num_events, TESTED_EVENTS):
-                yield self._frame(list(known if names is None else names), begin, begin + TESTED_EVENTS)
+                yield self.frame(list(known if names is None else names), begin, begin + TESTED_EVENTS)
 
-        known = self._frame(None, 0, 1).schema
+        known = self.frame(None, 0, 1).schema
         frame = register_io_source(pieces, schema=known)
         try:
             met = event_condition(frame, condition, "targets").fill_null(value=False).alias("met")
@@ -202,7 +206,7 @@ class EventStore:
             raise InputError(f"targets={condition!r} is true for none of {self.num_events:,} events; loosen it")
         self.targets = targets
 
-    def _frame(self, names: list[str] | None, begin: int, end: int) -> polars.DataFrame:
+    def frame(self, names: list[str] | None, begin: int, end: int) -> polars.DataFrame:
         """Return columns of the events [begin, end) with the log's own values; None is all that conditions can name."""
         import polars
 
@@ -289,9 +293,7 @@ class EventStore:
         }[group]
         if count > len(vocabulary):
             return None
-        return _joined(
-            {f"{name}.npy": _npy_digest(each) for name, each in vocabulary.first(count).arrays(stem).items()}
-        )
+        return _joined({f"{name}.npy": npy_digest(each) for name, each in vocabulary.first(count).arrays(stem).items()})
 
     @property
     def item_column_sizes(self) -> dict[str, dict[str, Any]]:
@@ -363,77 +365,10 @@ class EventStore:
         return "\n".join(lines)
 
 
-class ArrayFile:
-    """An `.npy` file of a store, written and hashed piece after piece.
-
-    The file is open only while a piece is written, so an interrupted preparation leaves none open. With a `width` each
-    of the `length` rows has so many numbers.
-    """
-
-    def __init__(self, directory: Path, name: str, dtype: DTypeLike, length: int, width: int | None = None) -> None:
-        self.path = directory / f"{name}.npy"
-        self.dtype = np.dtype(dtype)
-        self._missing = length
-        self._digest = hashlib.sha256()
-        self.path.touch(exist_ok=False)
-        self._write(_npy_header(self.dtype, (length,) if width is None else (length, width)))
-
-    def append(self, values: NDArray[Any]) -> None:
-        """Write values (N,) or, with a width, (N, width) at the end of the file."""
-        self._missing -= len(values)
-        self._write(np.ascontiguousarray(values, self.dtype).data.cast("B") if len(values) else b"")
-
-    def finish(self) -> dict[str, Any]:
-        """Flush the file to disk, and return its size in bytes and SHA-256."""
-        assert self._missing == 0, f"{self.path}: {self._missing} values are missing"
-        synchronise(self.path)
-        return {"bytes": self.path.stat().st_size, "sha256": self._digest.hexdigest()}
-
-    def _write(self, piece: bytes | memoryview) -> None:
-        self._digest.update(piece)
-        with self.path.open("ab") as stream:
-            stream.write(piece)
-
-
-def _npy_header(dtype: np.dtype[Any], shape: tuple[int, ...]) -> memoryview:
-    header = io.BytesIO()
-    description = np.lib.format.dtype_to_descr(dtype)
-    np.lib.format.write_array_header_1_0(header, {"descr": description, "fortran_order": False, "shape": shape})
-    return header.getbuffer()
-
-
-def _npy_digest(array: NDArray[Any]) -> str:
-    """Return the SHA-256 of the file that `ArrayFile` would write."""
-    digest = hashlib.sha256(_npy_header(array.dtype, array.shape))
-    digest.update(np.ascontiguousarray(array).data.cast("B") if len(array) else b"")
-    return digest.hexdigest()
-
-
 def _joined(digests: Mapping[str, str]) -> str:
     """Return one digest of those of files by name."""
     parts = " ".join(f"{name}={digests[name]}" for name in sorted(digests))
     return hashlib.sha256(parts.encode()).hexdigest()[:16]
-
-
-def write_arrays(directory: Path, arrays: Mapping[str, NDArray[Any]]) -> list[ArrayFile]:
-    """Write arrays (N,) by their names without `.npy`; the files are to be finished."""
-    files = []
-    for name, values in arrays.items():
-        files.append(ArrayFile(directory, name, values.dtype, len(values)))
-        files[-1].append(values)
-    return files
-
-
-def _manifest_of_whole_files(directory: Path, name: str = MANIFEST) -> dict[str, Any]:
-    manifest = read_manifest(directory, name)
-    for name, expected in manifest["files"].items():
-        file = directory / name
-        if not file.is_file():
-            raise StoreError(f"{file} is missing from the event store; {REMEDY}")
-        found = file.stat().st_size
-        if found != expected["bytes"]:
-            raise StoreError(f"{file} has {found} bytes, expected {expected['bytes']}; {REMEDY}")
-    return manifest
 
 
 def _refuse_changed(digests: Iterable[tuple[Path, str]]) -> None:
@@ -473,14 +408,9 @@ def _opened(cls: type[EventStore], directory: Path, manifest: dict[str, Any]) ->
         raise StoreError(f"{directory} is damaged ({error}); {REMEDY}") from error
 
 
-def _is_large(file: Path) -> bool:
-    # Events and columns; the ids of vocabularies are checked before they are used.
-    is_column = file.name.startswith(tuple(f"{group}." for group in GROUPS)) and ".vocabulary." not in file.name
-    return is_column or _is_of_events(file)
-
-
-def _is_of_events(file: Path) -> bool:
-    is_column = file.name.startswith(f"{EVENTS}.") and ".vocabulary." not in file.name
+def _is_large(file: Path, groups: Iterable[str] = GROUPS) -> bool:
+    # Events, and columns of some groups; the ids of vocabularies are checked before they are used.
+    is_column = file.name.startswith(tuple(f"{group}." for group in groups)) and ".vocabulary." not in file.name
     return is_column or file.name in ("item_ids.npy", "timestamps.npy")
 
 
@@ -492,9 +422,9 @@ def _reopened(directory: Path, segments: int, num_events: int) -> EventStore:
     """
 
     def opened() -> EventStore:
-        manifest = _manifest_of_whole_files(directory)
+        manifest = manifest_of_whole_files(directory)
         if len(segments_of(manifest)) > segments:
-            manifest = _manifest_of_whole_files(directory, f"{segment_folder(segments + 1)}/{BEFORE}")
+            manifest = manifest_of_whole_files(directory, f"{segment_folder(segments + 1)}/{BEFORE}")
         if manifest["counts"]["events"] != num_events:
             raise StoreError(f"{directory} was compacted or prepared again while it was in use; start again")
         return _opened(EventStore, directory, manifest)

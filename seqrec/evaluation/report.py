@@ -13,10 +13,12 @@ from seqrec.evaluation.protocols import Protocol
 from seqrec.files import write_json
 
 
-def interval_text(pair: Sequence[float | None] | None) -> str:
-    """Return the ends of an interval to four decimals; empty if it, or one of its ends, is None or NaN."""
+def interval_text(pair: Sequence[float | None] | None, sign: str = "") -> str:
+    """Return the ends of an interval to four decimals, with "+" as `sign` for differences; empty if it, or one of its
+    ends, is None or NaN.
+    """
     ends = [] if pair is None else [end for end in pair if end is not None and not math.isnan(end)]
-    return " to ".join(f"{end:.4f}" for end in ends) if len(ends) == 2 else ""
+    return " to ".join(f"{end:{sign}.4f}" for end in ends) if len(ends) == 2 else ""
 
 
 def number_text(value: float | None) -> str:

@@ -9,7 +9,6 @@ import json
 import math
 import os
 import shutil
-import subprocess
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -22,6 +21,7 @@ import yaml
 
 from seqrec.data.manifest import read_manifest
 from seqrec.data.output import show
+from seqrec.data.pieces import ends_of, pieces_of
 from seqrec.data.prepare import Filters
 from seqrec.data.progress import STATUS, Progress, Stage
 from seqrec.data.schema import ITEM_ID, TIMESTAMP, USER_ID
@@ -104,7 +104,7 @@ class _Backtest:
             raise InputError("the log has no timestamps, which divide it into slices: name their column in data.source")
         if store.item_columns or store.user_columns:
             raise InputError("data.schema has columns of items or users, which cannot be appended: leave them out")
-        frame = _frame(store)
+        frame = store.frame(None, 0, store.num_events)
         bounds = self.plan.bounds(np.sort(frame[TIMESTAMP].to_numpy()))
         numbers = np.searchsorted(bounds, frame[TIMESTAMP].to_numpy(), side="right")
         self._events(0).parent.mkdir()
@@ -234,34 +234,24 @@ class _Backtest:
             data["filters"] = asdict(Filters())
         config = {"seed_everything": self.plan.seed, "recipe": False, **config, "data": data}
         if command in ("fit", "test"):
-            run = {"save_dir": str(place), "name": "", "version": RUN_FOLDER, "tensorboard": False}
-            logger = {"class_path": "seqrec.RunFolder", "init_args": run}
             quiet = {"enable_progress_bar": False, "enable_model_summary": False, "limit_val_batches": 0}
-            trainer = {"accelerator": self.slot.accelerator, "devices": 1, "logger": logger, **quiet}
-            config |= {"trainer": {**trainer, **config.get("trainer", {})}, "baselines": {"enabled": False}}
+            trainer = {**self.slot.trainer(place, RUN_FOLDER), **quiet, **config.get("trainer", {})}
+            config |= {"trainer": trainer, "baselines": {"enabled": False}}
         file, log, began = place / "config.yaml", place / "log.txt", time.monotonic()
         file.write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
         configs = [word for name in self.plan.configs for word in ("--config", str(find_config(name)))]
         given = [f"--{word}" for word in self.plan.set]
         where = place.relative_to(self.folder)
-
-        def finish(_: object, process: subprocess.Popen[bytes]) -> None:
-            if process.returncode != 0:
-                raise InputError(f"seqrec {command} failed: {runner.last_line(log)} (full log: {log})")
-
-        runner.run_all(
-            [["seqrec", command, *configs, *given, "--config", str(file), *words]],
-            [self.slot],
-            lambda job, slot: runner.start(job, log, slot.environment),
-            finish,
-            lambda: self.stage.refresh(f"{where}: {runner.last_line(log)}"),
-        )
+        words = ["seqrec", command, *configs, *given, "--config", str(file), *words]
+        failure = f"seqrec {command} failed"
+        runner.run_one(words, log, self.slot, failure, lambda line: self.stage.refresh(f"{where}: {line}"))
         return time.monotonic() - began
 
     def _store(self, begin: int) -> EventStore:
         """Open the store, all events of which are before a time."""
         store = EventStore.open_unchecked(self.folder / "store")
-        if (newest := int(np.asarray(store.timestamps).max())) >= begin:
+        assert store.timestamps is not None  # `cut` has refused a log without
+        if (newest := ends_of(pieces_of(store.timestamps))[1]) >= begin:
             raise StoreError(
                 f"{store.directory} has events up to {newest}, of the slice from {begin} that is to be judged; give "
                 "another folder to start anew"
@@ -279,16 +269,6 @@ class _Backtest:
 
     def _checkpoint(self, number: int, arm: str) -> Path:
         return self._place(number, arm) / RUN_FOLDER / "checkpoints" / LAST
-
-
-def _frame(store: EventStore) -> polars.DataFrame:
-    """Return the events of a store in its order, with the log's ids and the columns of events."""
-    rows = np.repeat(np.arange(store.num_users), np.diff(store.offsets)) + 1
-    found = {USER_ID: store.user_vocabulary.external_series(rows)}
-    found[ITEM_ID] = store.item_vocabulary.external_series(np.asarray(store.item_ids))
-    found[TIMESTAMP] = polars.Series(np.asarray(store.timestamps))
-    found |= {name: column.series(0, store.num_events) for name, column in store.event_columns.items()}
-    return polars.DataFrame(found)
 
 
 def of_some_users(frame: polars.DataFrame, most: int, seed: int) -> polars.DataFrame:

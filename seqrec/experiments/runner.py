@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from filelock import FileLock, Timeout
@@ -46,6 +46,12 @@ class Slot:
 
     accelerator: str = "cpu"
     environment: dict[str, str] = field(default_factory=dict)
+
+    def trainer(self, place: Path, version: str) -> dict[str, Any]:
+        """Return the trainer's settings of a run here, which has the folder `version` in `place`."""
+        run = {"save_dir": str(place), "name": "", "version": version, "tensorboard": False}
+        logger = {"class_path": "seqrec.RunFolder", "init_args": run}
+        return {"accelerator": self.accelerator, "devices": 1, "logger": logger}
 
 
 Job = TypeVar("Job")
@@ -99,6 +105,22 @@ def run_all(
             if isinstance(run, subprocess.Popen):
                 run.kill()
                 run.wait()
+
+
+def run_one(words: Sequence[str], log: Path, slot: Slot, failure: str, show: Callable[[str], object]) -> None:
+    """Run one command, as `start` does, until it has ended; `show` is called again and again with its last line.
+
+    Raises:
+        InputError: if it fails; the message begins with `failure`.
+    """
+
+    def finish(_: object, process: subprocess.Popen[bytes]) -> None:
+        if process.returncode != 0:
+            raise InputError(f"{failure}: {last_line(log)} (full log: {log})")
+
+    run_all(
+        [words], [slot], lambda job, place: start(job, log, place.environment), finish, lambda: show(last_line(log))
+    )
 
 
 def make_slots(jobs: int, device: str) -> list[Slot]:

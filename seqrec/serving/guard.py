@@ -78,13 +78,13 @@ class Guard:
         *,
         limits: Limits,
         metrics: Metrics,
+        gate: Gate,
         token: str | None = None,
         hosts: Hosts | None = None,
         demo: bool = False,
-        gate: Gate | None = None,
     ) -> None:
         self.app = app
-        self.gate = gate or Gate()
+        self.gate = gate
         self.limits = limits
         self.metrics = metrics
         self._token = None if token is None else token.encode()

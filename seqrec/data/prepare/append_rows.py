@@ -13,11 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from seqrec.data.columns import Column
+from seqrec.data.integrity import ArrayFile, write_arrays
 from seqrec.data.pieces import pieces_of
 from seqrec.data.prepare.columns import count_missing
 from seqrec.data.prepare.filters import Changed
 from seqrec.data.schema import CATEGORIES, ITEMS, file_names
-from seqrec.data.store import ArrayFile, EventStore, write_arrays
+from seqrec.data.store import EventStore
 from seqrec.data.vocabulary import Vocabulary
 from seqrec.data.windows import ranges
 from seqrec.errors import InputError

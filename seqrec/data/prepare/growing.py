@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from seqrec.data.integrity import ArrayFile, write_arrays
 from seqrec.data.manifest import BEFORE, MANIFEST, read_manifest, segment_folder, segments_of, write_manifest
 from seqrec.data.pieces import pieces_of
 from seqrec.data.prepare.filters import Changed, Duplicates, Filters, Late
@@ -34,7 +35,7 @@ from seqrec.data.schema import ITEMS, USERS, Schema, file_names
 from seqrec.data.segments import Layout
 from seqrec.data.sources.source import Source
 from seqrec.data.sources.table import checked_table
-from seqrec.data.store import ArrayFile, EventStore, write_arrays
+from seqrec.data.store import EventStore
 from seqrec.data.vocabulary import Vocabulary
 from seqrec.errors import InputError, StoreError
 from seqrec.files import rename, write_bytes

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from seqrec.data.columns import Column
+from seqrec.data.integrity import ArrayFile, write_arrays
 from seqrec.data.pieces import first_at_least, pieces_of, user_blocks
 from seqrec.data.prepare.append_rows import Grown, write_rows
 from seqrec.data.prepare.columns import count_missing
@@ -21,7 +22,7 @@ from seqrec.data.prepare.partitions import Events, take
 from seqrec.data.prepare.spool import RawColumn
 from seqrec.data.schema import CATEGORICAL, EVENTS, ITEM_ID, ITEMS, USER_ID, USERS, file_names
 from seqrec.data.segments import grown_runs, plain, runs_of
-from seqrec.data.store import ArrayFile, EventStore, write_arrays
+from seqrec.data.store import EventStore
 from seqrec.data.vocabulary import Vocabulary
 from seqrec.data.windows import ranges
 from seqrec.errors import InputError

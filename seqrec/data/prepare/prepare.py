@@ -189,10 +189,8 @@ def prepare_unlocked(
     folder = _partial(directory).absolute() / SPOOL
     workspace = Workspace(folder, filters, schema, limit, progress, prefix=prefix)
     try:
-        with replacing(directory) as partial:
-            with tasks_on(workers, folder / "tasks", progress) as workspace.tasks:
-                write_store_of(source, settings_of(source, filters, schema), partial, workspace)
-            shutil.rmtree(folder / "tasks", ignore_errors=True)
+        with replacing(directory) as partial, tasks_on(workers, folder / "tasks", progress) as workspace.tasks:
+            write_store_of(source, settings_of(source, filters, schema), partial, workspace)
     except OSError as error:
         if not is_full_disk(error):
             raise

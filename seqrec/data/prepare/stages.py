@@ -13,6 +13,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from seqrec.data.integrity import ArrayFile, write_arrays
 from seqrec.data.manifest import write_manifest
 from seqrec.data.prepare.columns import Codes, count_missing
 from seqrec.data.prepare.k_core import Core, core_blocks, k_core
@@ -25,7 +26,6 @@ from seqrec.data.prepare.spool import IntegerColumn, RawColumn, Spool, SpooledCo
 from seqrec.data.prepare.tables import OpenedTable, listed_ids, open_tables, write_table_columns, write_vocabulary
 from seqrec.data.schema import EVENTS, ITEMS, USERS, file_names
 from seqrec.data.sources.source import Source
-from seqrec.data.store import ArrayFile, write_arrays
 from seqrec.data.tasks import own_name
 from seqrec.data.vocabulary import Vocabulary
 from seqrec.errors import InputError

@@ -18,12 +18,12 @@ from numpy.typing import NDArray
 
 from seqrec.data.columns import Moments
 from seqrec.data.ids import cleaned, whole_numbers
+from seqrec.data.integrity import ArrayFile, write_arrays
 from seqrec.data.prepare.columns import Codes, check_type, count_missing, refuse_not_finite, width_of
 from seqrec.data.prepare.spool import SpooledColumn, SpooledLists, Workspace, gather, spooled_column, use_prefix
 from seqrec.data.schema import VECTOR, file_names
 from seqrec.data.sources.checking import reading
 from seqrec.data.sources.source import SideTable, Source
-from seqrec.data.store import ArrayFile, write_arrays
 from seqrec.data.vocabulary import TRANSLATED, Vocabulary
 from seqrec.errors import InputError
 from seqrec.registry import did_you_mean

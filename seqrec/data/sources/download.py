@@ -144,11 +144,8 @@ def _fetch_rest(url: str, partial: Path, progress: Progress) -> bool:
 
 def _tracked(stream: IO[bytes], start: int, total: int | None, doing: str, progress: Progress) -> Iterator[bytes]:
     # Blocks of a stream, of which `start` bytes were read before.
-    stage = progress.stage(doing, total, done=start, unit="bytes")
-    while block := stream.read(_BLOCK_BYTES):
-        yield block
-        stage.advance(len(block))
-    stage.end()
+    blocks = iter(lambda: stream.read(_BLOCK_BYTES), b"")
+    return progress.track(doing, blocks, total=total, done=start, unit="bytes")
 
 
 def _extract(archive: Path, names: set[str], folder: Path, progress: Progress) -> set[str]:

@@ -133,10 +133,8 @@ class _Grid:
         place = self._place(cell)
         shutil.rmtree(place, ignore_errors=True)
         place.mkdir(parents=True)
-        run = {"save_dir": str(place), "version": RUN_FOLDER, "tensorboard": False}
         config = self.settings.config(cell)
-        logger = {"class_path": "seqrec.RunFolder", "init_args": run}
-        config["trainer"] |= {"accelerator": slot.accelerator, "devices": 1, "logger": logger}
+        config["trainer"] |= slot.trainer(place, RUN_FOLDER)
         file = place / CONFIG_FILE
         file.write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
         words = self._words("fit" if cell.model_of is None else "test", cell, [file])
@@ -325,19 +323,12 @@ class _Grid:
             return
         log = self.folder / CELLS_FOLDER / cell.data / "prepare.txt"
         log.parent.mkdir(parents=True, exist_ok=True)
-
-        def finish(words: list[str], process: subprocess.Popen[bytes]) -> None:
-            if process.returncode != 0:
-                reason = runner.last_line(log)
-                raise InputError(f"{cell.data} could not be prepared: {reason} (full log: {log})")
-
-        words = self._words("prepare", cell, [])
-        runner.run_all(
-            [words],
-            [Slot()],
-            lambda words, slot: runner.start(words, log, slot.environment),
-            finish,
-            lambda: self.progress.update(f"preparing {cell.data}: {runner.last_line(log)}"),
+        runner.run_one(
+            self._words("prepare", cell, []),
+            log,
+            Slot(),
+            f"{cell.data} could not be prepared",
+            lambda line: self.progress.update(f"preparing {cell.data}: {line}"),
         )
         self.prepared.add(cell.data)
 

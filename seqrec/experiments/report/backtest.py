@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import polars
 
+from seqrec.data.inspect import utc_text
 from seqrec.data.report_table import ReportTable, report_table
 from seqrec.data.schema import ITEM_ID, TIMESTAMP, USER_ID
 from seqrec.data.splits import units_a_second
+from seqrec.evaluation.report import interval_text
 from seqrec.evaluation.results import Results, compare
 from seqrec.experiments.grid.result import METRICS
 from seqrec.experiments.report.ladder import write_files
@@ -166,15 +167,13 @@ def _estimate(metrics: Mapping[str, Any], sign: str = "") -> list[str]:
     if METRIC not in metrics:
         return ["", ""]
     value = metrics[METRIC]
-    return [f"{value['mean']:{sign}.4f}", f"{value['low']:{sign}.4f} to {value['high']:{sign}.4f}"]
+    return [f"{value['mean']:{sign}.4f}", interval_text((value["low"], value["high"]), sign)]
 
 
 def _date(time: int) -> str:
     # Only times of these decades are taken for dates.
-    seconds = time / units_a_second(time)
-    if not 5e8 < seconds < 5e9:
-        return f"{time:,}"
-    return datetime.fromtimestamp(seconds, timezone.utc).strftime("%Y-%m-%d %H:%M")
+    ticks = units_a_second(time)
+    return utc_text(time, ticks).rpartition(":")[0] if 5e8 < time / ticks < 5e9 else f"{time:,}"
 
 
 def _verdict(rows: Sequence[Mapping[str, Any]]) -> list[str]:
