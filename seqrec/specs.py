@@ -175,3 +175,16 @@ def with_public_paths(value: Any) -> Any:
         except InputError:
             return plain
     return plain
+
+
+def kind_of(spec: Any) -> Any:
+    """Return the class of a spec, without its arguments."""
+    return spec.get("class_path") if isinstance(spec, dict) else spec
+
+
+def shown_spec(spec: Any) -> str:
+    """Return a spec in one line for a message."""
+    if not isinstance(spec, dict):
+        return spec.rpartition(".")[2] if isinstance(spec, str) else str(spec)
+    arguments = ", ".join(f"{name}={value}" for name, value in spec.get("init_args", {}).items())
+    return f"{shown_spec(kind_of(spec))}({arguments})"

@@ -22,8 +22,8 @@ from seqrec.data.store import EventStore
 from seqrec.data.vocabulary import Vocabulary
 from seqrec.errors import InputError, StoreError
 from seqrec.models.column_heads import columns_of
-from seqrec.models.sequential import SequentialRecommender, kind_of, shown_spec
-from seqrec.specs import from_spec, to_spec, with_public_paths
+from seqrec.models.sequential import SequentialRecommender
+from seqrec.specs import from_spec, kind_of, shown_spec, to_spec, with_public_paths
 from seqrec.training.optim import OptimizerFactory
 from seqrec.training.optim.row_optimizer import RowOptimizer
 

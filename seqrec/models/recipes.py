@@ -17,6 +17,7 @@ import numpy as np
 from seqrec.catalogue.table import ItemTable
 from seqrec.data.datamodule import SequenceDataModule
 from seqrec.data.report_table import report_table
+from seqrec.encoders import ENCODERS
 from seqrec.errors import InputError
 from seqrec.models import presets
 from seqrec.models.sequential import SequentialRecommender
@@ -24,7 +25,7 @@ from seqrec.runs.callbacks import BestCheckpoint, ResumableEarlyStopping, Valida
 from seqrec.specs import arguments_from_specs, from_spec, to_spec
 
 # Encoders that know the order of events without learned positions, which they would need to give up to be streamed.
-_RECURRENT = {"GRU4Rec", "MambaRec", "RecMamba", "Samba"}
+_RECURRENT = {"GRU4Rec", "MambaRec", "RecMamba", "SSD4Rec", "Samba"}
 _ATTENDING = {"SASRec", "MoEMaTrRec", "BERT4Rec"}
 _STEPS = "trainer.max_steps"
 # Arguments of a model that its log determines, or that options name in another way.
@@ -201,9 +202,8 @@ def _budget(given: Mapping[str, Any], epoch: int, update: float) -> int:
 
 def _positions(model: str) -> Iterator[Choice]:
     if model in _RECURRENT:
-        yield Choice({"model.positions": False}, f"{model} knows the order of events, and can then be streamed")
-    elif model == "SSD4Rec":
-        yield Choice({"model.positions": False}, f"{model} knows the order of events")
+        streamed = "" if ENCODERS[model].bidirectional else ", and can then be streamed"
+        yield Choice({"model.positions": False}, f"{model} knows the order of events{streamed}")
     elif model in _ATTENDING:
         yield Choice({"model.positions": True}, "attention does not know the order of events without them")
 

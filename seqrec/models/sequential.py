@@ -40,7 +40,7 @@ from seqrec.runs.callbacks import GatherTables
 from seqrec.runs.lightning_internals import attached_trainer, is_accumulating, log_step
 from seqrec.runs.measurement import PendingCopy
 from seqrec.runs.trainer_checks import check_sharding
-from seqrec.specs import from_spec, to_spec, with_defaults
+from seqrec.specs import from_spec, kind_of, shown_spec, to_spec, with_defaults
 from seqrec.training.losses import BCE, Loss
 from seqrec.training.optim import Adam, OptimizerFactory, describe_optimizer
 from seqrec.training.optim.clipping import clip_gradients
@@ -730,16 +730,3 @@ def _scaled(column: EventColumn, columns: Mapping[str, EventColumn]) -> EventCol
     if column.kind != NUMERIC:
         return column
     return EventColumn(column.name, NUMERIC, mean=columns[column.name].mean, std=columns[column.name].std)
-
-
-def kind_of(spec: Any) -> Any:
-    """Return the class of a spec, without its arguments."""
-    return spec.get("class_path") if isinstance(spec, dict) else spec
-
-
-def shown_spec(spec: Any) -> str:
-    """Return a spec in one line for a message."""
-    if not isinstance(spec, dict):
-        return spec.rpartition(".")[2] if isinstance(spec, str) else str(spec)
-    arguments = ", ".join(f"{name}={value}" for name, value in spec.get("init_args", {}).items())
-    return f"{shown_spec(kind_of(spec))}({arguments})"

@@ -17,11 +17,11 @@ from seqrec.data.item_counts import first_event_times
 from seqrec.data.new_events import NewEvents
 from seqrec.errors import InputError, check_at_least
 from seqrec.models.carry_over import RowSources, carry_optimizer_state, carry_scales, carry_weights
-from seqrec.models.sequential import SequentialRecommender, kind_of, shown_spec
+from seqrec.models.sequential import SequentialRecommender
 from seqrec.models.trained_on import record_in
 from seqrec.runs.checkpoints import read_checkpoint
 from seqrec.runs.finding import find_checkpoint
-from seqrec.specs import with_defaults
+from seqrec.specs import kind_of, shown_spec, with_defaults
 
 NewItems = Literal["newest", "mean", "random"]
 # New items start from the mean of this share of the known ones, but of so many at least.

@@ -6,7 +6,7 @@ import re
 
 import pytest
 import torch
-from conformance import ARCHITECTURES, Case, D, events
+from conformance import ARCHITECTURES, CAUSAL, Case, D, events
 from torch import Tensor, nn
 
 from seqrec.encoders import GRU4Rec, MambaRec, SASRec, SequenceEncoder
@@ -18,7 +18,7 @@ from seqrec.errors import InputError
 from seqrec.types import History
 
 ATTENTION = [case for case in ARCHITECTURES if case.name in ("SASRec", "MoEMaTrRec")]
-OTHERS = [case for case in ARCHITECTURES if case not in ATTENTION and not case.build().bidirectional]
+OTHERS = [case for case in CAUSAL if case not in ATTENTION]
 STATE = MambaRec(D).init_state(2, max_length=5)
 differs = pytest.raises(AssertionError, match=r"differs? by")
 

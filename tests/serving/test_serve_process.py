@@ -97,10 +97,7 @@ def check_stop(process: subprocess.Popen[bytes] | ForkedCommand, url: str, item:
     with half_a_request(url, f'{{"user": 1, "item": {item}}}'.encode()) as connection:
         time.sleep(0.3)
         process.send_signal(signal.SIGTERM)
-        deadline = time.monotonic() + TIMEOUT
-        while is_open(url):
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
+        wait_until(lambda: not is_open(url))
         assert process.poll() is None
         connection.sendall(b"}")
         answer = b""

@@ -96,6 +96,11 @@ class CausalSelfAttention(nn.Module):
         """Let the time between two events change their score, by a number for each head; see `GapTable`."""
         self.gaps = GapTable(self.num_heads, ticks)
 
+    @property
+    def _dropped(self) -> float:
+        """Share of attention weights that is set to 0 now."""
+        return self.dropout if self.training else 0.0
+
     def forward(self, x: Tensor, valid: Tensor | None = None, times: Times | None = None) -> Tensor:
         """Map (B, L, D) to (B, L, D).
 
@@ -113,7 +118,7 @@ class CausalSelfAttention(nn.Module):
                     key,
                     value,
                     causal=valid is None,
-                    dropout=self.dropout if self.training else 0.0,
+                    dropout=self._dropped,
                     window=self.window,
                     lengths=None if valid is None else valid.sum(1),
                 )
@@ -152,8 +157,7 @@ class CausalSelfAttention(nn.Module):
         if self.gaps is not None:
             moments = needed(times)[0]
             seen = _mask(seen, self.gaps, moments.gather(1, newest), moments).to(query.dtype)
-        dropout = self.dropout if self.training else 0.0
-        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=seen, dropout_p=dropout)
+        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=seen, dropout_p=self._dropped)
         return self._merged(mixed)
 
     def zero_state(self, batch_size: int, max_length: int, like: Tensor) -> Tensors:
@@ -172,9 +176,9 @@ class CausalSelfAttention(nn.Module):
 
     def advance(self, x: Tensor, valid: Tensor | None, state: Tensors, *times: Times) -> tuple[Tensor, Tensors]:
         """Compute further events; see `Streamed.advance`."""
-        drops = self.training and self.dropout > 0
-        if x.shape[1] == 1 and valid is None and self.gaps is None and not drops:
-            weights = (*self.in_projection.parameters(), *self.out_projection.parameters(), self.turns)
+        if x.shape[1] == 1 and valid is None and self.gaps is None and not self._dropped:
+            inner, outer = self.in_projection, self.out_projection
+            weights = inner.weight, inner.bias, outer.weight, outer.bias, self.turns
             kept = state["keys"], state["values"], state["num_events"]
             out, keys, values = attention_step(AttentionStepProblem._make((x[:, 0], *weights, *kept)))
             further = {"keys": keys, "values": values, "num_events": state["num_events"] + 1}
@@ -198,7 +202,7 @@ class CausalSelfAttention(nn.Module):
                 empty=max(0, window - seen - begin),
                 gaps=self.gaps,
                 times=None if moments is None else moments[:, part],
-                dropout=self.dropout if self.training else 0.0,
+                dropout=self._dropped,
             )
             mixed.append(out)
         return self._merged(torch.cat(mixed, 2)), state
@@ -209,9 +213,8 @@ class CausalSelfAttention(nn.Module):
         begin = key.shape[2] - query.shape[2]
         # torch's polarity: True is seen.
         seen = in_window(event[begin:].unsqueeze(1) - event, self.window)
-        mask = _mask(seen, cast("GapTable", self.gaps), times[:, begin:], times)
-        dropout = self.dropout if self.training else 0.0
-        return F.scaled_dot_product_attention(query, key, value, attn_mask=mask.to(query.dtype), dropout_p=dropout)
+        mask = _mask(seen, cast("GapTable", self.gaps), times[:, begin:], times).to(query.dtype)
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=self._dropped)
 
     def _heads(self, x: Tensor, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return queries, keys and values (B, H, L, D / H) of events at `positions`, which broadcast to (B, H, L)."""

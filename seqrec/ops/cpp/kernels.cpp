@@ -262,18 +262,15 @@ KERNEL_EXPORT int residual_norm_backward(const ResidualNormProblem* p) {
 }
 
 KERNEL_EXPORT int mamba_step(const MambaStepProblem* p) {
-  const int64_t pieces = (p->batch + piece_of(*p) - 1) / piece_of(*p);
-  return run(*p, pieces, mamba_step_work(*p), mamba_step_scratch(*p), mamba_step_task);
+  return run(*p, pieces_of(*p), mamba_step_work(*p), mamba_step_scratch(*p), mamba_step_task);
 }
 
 KERNEL_EXPORT int mamba2_step(const Mamba2StepProblem* p) {
-  const int64_t pieces = (p->batch + piece_of(*p) - 1) / piece_of(*p);
-  return run(*p, pieces, mamba2_step_work(*p), mamba2_step_scratch(*p), mamba2_step_task);
+  return run(*p, pieces_of(*p), mamba2_step_work(*p), mamba2_step_scratch(*p), mamba2_step_task);
 }
 
 KERNEL_EXPORT int attention_step(const AttentionStepProblem* p) {
-  const int64_t pieces = (p->batch + piece_of(*p) - 1) / piece_of(*p);
-  return run(*p, pieces, attention_step_work(*p), attention_step_scratch(*p), attention_step_task);
+  return run(*p, pieces_of(*p), attention_step_work(*p), attention_step_scratch(*p), attention_step_task);
 }
 
 KERNEL_EXPORT int pair_scores_forward(const PairScoresProblem* p) {

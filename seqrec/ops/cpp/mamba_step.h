@@ -34,6 +34,9 @@ int64_t mamba_step_scratch(const MambaStepProblem& p) {
 template <typename Problem>
 inline int64_t piece_of(const Problem& p) { return std::max<int64_t>(1, (p.batch + p.threads - 1) / p.threads); }
 
+template <typename Problem>
+inline int64_t pieces_of(const Problem& p) { return (p.batch + piece_of(p) - 1) / piece_of(p); }
+
 int64_t mamba_step_work(const MambaStepProblem& p) {
   return p.batch * (2 * p.channels * p.states + p.channels * (3 * p.width + p.rank) / 8);
 }
