@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from seqrec.data.integrity import ArrayFile
+from seqrec.data.array_files import ArrayFile
 from seqrec.data.manifest import write_manifest
 from seqrec.data.vocabulary import Vocabulary
 

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from seqrec.data.array_files import npy_digest
 from seqrec.data.columns import Column, open_columns
 from seqrec.data.conditions import condition_error, event_condition
-from seqrec.data.integrity import BackgroundCheck, changed, npy_digest
+from seqrec.data.integrity import BackgroundCheck, changed
 from seqrec.data.manifest import (
     BEFORE,
     REMEDY,

@@ -29,7 +29,7 @@ def write(folder: Path, name: str, rows: list[Row], others: dict[str, Any] | Non
 
 def events(store: EventStore) -> dict[Any, list[tuple[Any, ...]]]:
     """Each user's events in order, in the log's own ids and values."""
-    frame = store._frame(None, 0, store.num_events)
+    frame = store.frame(None, 0, store.num_events)
     return {user: part.rows() for (user,), part in frame.group_by("user_id", maintain_order=True)}
 
 

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from seqrec.data.array_files import ArrayFile, write_arrays
 from seqrec.data.columns import Column
-from seqrec.data.integrity import ArrayFile, write_arrays
 from seqrec.data.pieces import pieces_of
 from seqrec.data.prepare.columns import count_missing
 from seqrec.data.prepare.filters import Changed

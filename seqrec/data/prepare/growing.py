@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from seqrec.data.integrity import ArrayFile, write_arrays
+from seqrec.data.array_files import ArrayFile, write_arrays
 from seqrec.data.manifest import BEFORE, MANIFEST, read_manifest, segment_folder, segments_of, write_manifest
 from seqrec.data.pieces import pieces_of
 from seqrec.data.prepare.filters import Changed, Duplicates, Filters, Late

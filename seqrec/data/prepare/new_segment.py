@@ -11,8 +11,8 @@ from typing import Any, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
+from seqrec.data.array_files import ArrayFile, write_arrays
 from seqrec.data.columns import Column
-from seqrec.data.integrity import ArrayFile, write_arrays
 from seqrec.data.pieces import first_at_least, pieces_of, user_blocks
 from seqrec.data.prepare.append_rows import Grown, write_rows
 from seqrec.data.prepare.columns import count_missing

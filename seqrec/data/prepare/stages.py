@@ -13,7 +13,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from seqrec.data.integrity import ArrayFile, write_arrays
+from seqrec.data.array_files import ArrayFile, write_arrays
 from seqrec.data.manifest import write_manifest
 from seqrec.data.prepare.columns import Codes, count_missing
 from seqrec.data.prepare.k_core import Core, core_blocks, k_core

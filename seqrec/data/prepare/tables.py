@@ -16,9 +16,9 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from seqrec.data.array_files import ArrayFile, write_arrays
 from seqrec.data.columns import Moments
 from seqrec.data.ids import cleaned, whole_numbers
-from seqrec.data.integrity import ArrayFile, write_arrays
 from seqrec.data.prepare.columns import Codes, check_type, count_missing, refuse_not_finite, width_of
 from seqrec.data.prepare.spool import SpooledColumn, SpooledLists, Workspace, gather, spooled_column, use_prefix
 from seqrec.data.schema import VECTOR, file_names
