@@ -105,7 +105,7 @@ class TestDisk:
         def full(*_: object) -> None:
             raise OSError(number, "full")
 
-        monkeypatch.setattr("seqrec.data.integrity.ArrayFile._write", full)
+        monkeypatch.setattr("seqrec.data.array_files.ArrayFile._write", full)
         with pytest.raises(StoreError, match=r"failed \(full\): about \d+ bytes are needed, .* are free"):
             prepare(small(), Filters(min_history=2), tmp_path / "store", overwrite=True)
         assert contents(tmp_path / "store") == before
@@ -115,7 +115,7 @@ class TestDisk:
         def broken(*_: object) -> None:
             raise OSError(errno.EIO, "Input/output error")
 
-        monkeypatch.setattr("seqrec.data.integrity.ArrayFile._write", broken)
+        monkeypatch.setattr("seqrec.data.array_files.ArrayFile._write", broken)
         with pytest.raises(StoreError, match=r"store cannot be written: .*Input/output error"):
             prepare(small(), Filters(), tmp_path / "store")
 

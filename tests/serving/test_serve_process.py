@@ -6,6 +6,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -27,8 +28,8 @@ pytestmark = [pytest.mark.process, pytest.mark.filterwarnings("ignore::UserWarni
 USERS = 8
 
 
-def observe_until_it_dies(url: str, user: str, items: list[int]) -> int:
-    """Send a user's events one by one; returns how many were acknowledged."""
+def observe_until_it_dies(url: str, user: str, items: list[int], started: threading.Barrier) -> int:
+    """Send a user's events one by one, the second when all have `started`; returns how many were acknowledged."""
     with httpx.Client(base_url=url, headers=AUTHORIZED, timeout=TIMEOUT) as client:
         for acknowledged, item in enumerate(items):
             try:
@@ -36,6 +37,8 @@ def observe_until_it_dies(url: str, user: str, items: list[int]) -> int:
             except httpx.TransportError:
                 return acknowledged
             assert response.status_code == 200
+            if not acknowledged:
+                started.wait(TIMEOUT)
     return len(items)
 
 
@@ -54,7 +57,9 @@ def test_what_was_acknowledged_survives_kill_9_and_what_is_in_work_a_stop(checkp
     known = [int(item) for item in log.item_vocabulary.external_ids(range(1, len(log.item_vocabulary) + 1))]
     plans = {f"u{user}": [known[(5 * user + 3 * step) % len(known)] for step in range(2000)] for user in range(USERS)}
     with server(checkpoint, tmp_path) as (process, url), ThreadPoolExecutor(USERS) as pool:
-        counts = {user: pool.submit(observe_until_it_dies, url, user, items) for user, items in plans.items()}
+        started = threading.Barrier(USERS + 1)
+        counts = {user: pool.submit(observe_until_it_dies, url, user, items, started) for user, items in plans.items()}
+        started.wait(TIMEOUT)
         time.sleep(1.0)
         process.send_signal(signal.SIGKILL)
         acknowledged = {user: count.result() for user, count in counts.items()}
