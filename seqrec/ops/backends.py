@@ -46,6 +46,8 @@ class Backend(Generic[Function]):
         unsupported_args: Names of the op's optional arguments that it does not support.
         extra: True for an addition that most machines lack: its absence is not logged.
         never_auto: Device types on which "auto" never chooses it, because there it is for tests only.
+        narrow: 16-bit dtypes that it reads and writes as they are, with states and sums in float32; inputs in others
+            are converted for it.
     """
 
     name: str
@@ -56,6 +58,7 @@ class Backend(Generic[Function]):
     unsupported_args: frozenset[str] = frozenset()
     extra: bool = False
     never_auto: frozenset[str] = frozenset()
+    narrow: frozenset[torch.dtype] = frozenset()
 
     def why_unusable(self, device: str, dtype: torch.dtype, given: Iterable[str] = ()) -> str | None:
         """Return why it cannot compute on a device type, in a dtype, with these optional arguments; None if it can."""
@@ -181,14 +184,14 @@ class Backends(Generic[Function]):
         dtype = torch.promote_types(x.dtype, torch.float32) if precise else x.dtype
         if not precise and any(isinstance(y, Tensor) and y.is_floating_point() and y.dtype != dtype for y in problem):
             given = (*given, MIXED_DTYPES)
-        if wanted == "auto" and is_exporting():
-            function = exported
-        else:
-            function = self[self._chosen(wanted, x.device.type, dtype, given)].function
+        function, narrow = exported, frozenset[torch.dtype]()
+        if not (wanted == "auto" and is_exporting()):
+            backend = self[self._chosen(wanted, x.device.type, dtype, given)]
+            function, narrow = backend.function, backend.narrow
         if not precise:
             return function(problem)
         with without_autocast(x.device.type):
-            return function(moved(problem, dtype))
+            return function(moved(problem, dtype, kept=narrow))
 
     @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
     def _chosen(self, wanted: str, device: str, dtype: torch.dtype, given: tuple[str, ...]) -> str:

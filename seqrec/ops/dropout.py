@@ -12,6 +12,7 @@ from torch import Tensor
 from seqrec.errors import InputError
 from seqrec.ops.autograd import differentiable
 from seqrec.ops.backends import Backend, Backends
+from seqrec.ops.block_sizes import block_sizes
 from seqrec.ops.compiled_library import call, compiled_backend
 from seqrec.ops.random import check_seed, kept, new_seed, threshold_of
 from seqrec.ops.triton_support import DEVICES, launching_on, triton_backend
@@ -20,8 +21,6 @@ __all__ = ["DROPOUT_BACKENDS", "check_share", "dropout"]
 
 # Elements that share a row of random numbers; `ROW` of `cpp/dropout.h`.
 ROW = 4096
-# Elements of a program of the Triton kernel, which divide a row.
-BLOCK = 2048
 
 
 def check_share(dropout: float, name: str = "dropout") -> None:
@@ -159,10 +158,10 @@ def kernels() -> Any:
 
 def _launch(x: Tensor, seed: Tensor, threshold: int) -> Tensor:
     x, seed = x.contiguous(), seed.to(x.device)
-    y = torch.empty_like(x)
+    y, block = torch.empty_like(x), block_sizes("dropout", x.device)["elements"]
     with launching_on(x):
-        kernels().drop[(-(-x.numel() // BLOCK),)](
-            x, seed, y, x.numel(), threshold, 65536 / (65536 - threshold), BLOCK=BLOCK
+        kernels().drop[(-(-x.numel() // block),)](
+            x, seed, y, x.numel(), threshold, 65536 / (65536 - threshold), BLOCK=block
         )
     return y
 

@@ -5,7 +5,7 @@ B batch, L events.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -20,11 +20,18 @@ Problem = TypeVar("Problem", bound=NamedTuple)
 Recurrence = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, "Tensor | None"], tuple[Tensor, Tensor]]
 
 
-def moved(problem: Problem, target: torch.dtype | torch.device) -> Problem:
-    """Return a problem with real numbers in another dtype, or with all tensors on another device."""
+def moved(problem: Problem, target: torch.dtype | torch.device, kept: Collection[torch.dtype] = ()) -> Problem:
+    """Return a problem with real numbers in another dtype, or with all tensors on another device.
+
+    Args:
+        problem: A problem.
+        target: The dtype or device.
+        kept: Dtypes of real numbers that stay as they are.
+    """
     moves = isinstance(target, torch.device)
     return problem._make(
-        x.to(target) if isinstance(x, Tensor) and (moves or x.is_floating_point()) else x for x in problem
+        x.to(target) if isinstance(x, Tensor) and (moves or (x.is_floating_point() and x.dtype not in kept)) else x
+        for x in problem
     )
 
 

@@ -80,13 +80,29 @@ def differentiable_scan(
 def new_outputs(
     x: Tensor, state_shape: tuple[int, ...], kept_shape: tuple[int, ...] | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Allocate y, the last state and the kept states, which are empty if their shape is None."""
+    """Allocate y, and at least in float32 the last state and the kept states, empty if their shape is None."""
     y = torch.empty_like(x, memory_format=torch.contiguous_format)
-    return y, x.new_empty(state_shape), x.new_empty((0,) if kept_shape is None else kept_shape)
+    return y, new_states(x, state_shape), new_states(x, (0,) if kept_shape is None else kept_shape)
+
+
+def new_states(x: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Allocate states, or sums, of a scan of inputs x: at least in float32."""
+    return x.new_empty(shape, dtype=torch.promote_types(x.dtype, torch.float32))
+
+
+def new_parts(x: Tensor, parts: int) -> Tensor:
+    """Allocate the parts (parts, ..) of a gradient of x that are summed; in the dtype of x if it is the only one."""
+    dtype = x.dtype if parts == 1 else torch.promote_types(x.dtype, torch.float32)
+    return x.new_empty(parts, *x.shape, dtype=dtype)
+
+
+def sum_parts(parts: Tensor, like: Tensor) -> Tensor:
+    """Return the sum over the first axis in the dtype of a tensor; the part itself if it is the only one."""
+    return (parts[0] if len(parts) == 1 else parts.sum(0)).to(like.dtype)
 
 
 def _new_gradients(state_shape: tuple[int, ...], x: Tensor, *others: Tensor | None) -> list[Tensor]:
-    return [*empty_like(x, *others), x.new_empty(state_shape)]
+    return [*empty_like(x, *others), new_states(x, state_shape)]
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:

@@ -20,6 +20,8 @@ from seqrec.ops.backends import Backend, Function
 # The first version with a compiler that accepts our kernels.
 OLDEST = (3, 4)
 DEVICES = ("cuda", "cpu")
+# Types of activations that kernels read and write as they are, and compute with in float32.
+LOW_PRECISION = frozenset({torch.float16, torch.bfloat16})
 
 
 def interprets() -> bool:
@@ -28,10 +30,8 @@ def interprets() -> bool:
 
 
 def supports(device: str, dtype: torch.dtype, dtypes: Collection[torch.dtype] = (torch.float32,)) -> bool:
-    """Return True if kernels of some dtypes can compute on a device type in a dtype; interpreted, only in float32."""
-    if interprets():
-        return device == "cpu" and dtype == torch.float32
-    return device == "cuda" and dtype in dtypes
+    """Return True if kernels of some dtypes can compute on a device type in a dtype."""
+    return device == ("cpu" if interprets() else "cuda") and dtype in dtypes
 
 
 @functools.cache
@@ -63,8 +63,17 @@ def triton_backend(
     load: Callable[[], object],
     unsupported_args: frozenset[str] = frozenset(),
     dtypes: Sequence[torch.dtype] = (torch.float32,),
+    narrow: frozenset[torch.dtype] = frozenset(),
 ) -> Backend[Function]:
-    """Describe an op's backend "triton", for a function that starts the kernels that `load` imports."""
+    """Describe an op's backend "triton", for a function that starts the kernels that `load` imports.
+
+    Args:
+        function: As in `Backend`, and so are `unsupported_args` and `narrow`.
+        load: Imports the kernels.
+        unsupported_args: What it does not support.
+        dtypes: Dtypes that it computes in.
+        narrow: Dtypes that it reads and writes besides.
+    """
     names = ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
     return Backend(
         "triton",
@@ -74,7 +83,33 @@ def triton_backend(
         missing=functools.partial(missing, load),
         unsupported_args=unsupported_args,
         never_auto=frozenset({"cpu"}),
+        narrow=narrow,
     )
+
+
+def programs_at_once(device: torch.device, programs: int) -> int:
+    """Return the programs that run at the same time on a device, of so many per multiprocessor; 1 in the interpreter.
+
+    Args:
+        device: Where they run.
+        programs: Programs of a multiprocessor.
+    """
+    if device.type == "cpu":
+        return 1
+    return programs * torch.cuda.get_device_properties(device).multi_processor_count
+
+
+def power_of_two(size: int, least: int = 1) -> int:
+    """Return the least power of two that is at least `size` and `least`, a power of two."""
+    return max(1 << max(size - 1, 0).bit_length(), least)
+
+
+def dot_precision() -> str:
+    """Return how Triton multiplies matrices of float32, as `torch.set_float32_matmul_precision` asks.
+
+    Three TF32 products of the halves of each factor lose one bit of float32, not the 13 of a single one.
+    """
+    return "tf32x3" if torch.get_float32_matmul_precision() == "highest" else "tf32"
 
 
 @contextlib.contextmanager

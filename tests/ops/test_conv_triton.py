@@ -13,6 +13,7 @@ from problems import CONVOLUTION, without
 
 from seqrec.errors import InputError
 from seqrec.ops import causal_conv1d
+from seqrec.ops.block_sizes import forced_block_sizes
 from seqrec.ops.causal_conv1d import CONV_BACKENDS
 
 pytestmark = pytest.mark.kernels
@@ -26,10 +27,10 @@ def launch():
 
 
 @pytest.fixture
-def small_blocks(launch, monkeypatch):
+def small_blocks(launch):
     """Programs of few events and channels, so that windows reach over several."""
-    monkeypatch.setattr(launch, "BLOCK_L", 4)
-    monkeypatch.setattr(launch, "BLOCK_D", 4)
+    with forced_block_sizes("causal_conv1d", events=4, channels=4):
+        yield
 
 
 @pytest.mark.slow

@@ -7,46 +7,13 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from entropy_problems import exact, outcome, problem_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
 
 from seqrec.errors import InputError
 from seqrec.ops import cross_entropy as module
-from seqrec.ops.cross_entropy import CrossEntropyProblem, cross_entropy
-
-
-def problem_of(
-    events: int, candidates: int, width: int, *, block: int = 100, scale: float = 1.0
-) -> CrossEntropyProblem:
-    """Random numbers; some events have a target that is no candidate, and candidates have weights."""
-    generator = torch.Generator().manual_seed(events + candidates)
-    states, vectors = (torch.randn(n, width, generator=generator) * scale for n in (events, candidates))
-    own = torch.randint(-1, candidates + 2, (events,), generator=generator)
-    weights = torch.randn(candidates, generator=generator)
-    scores = torch.randn(events, generator=generator) * scale
-    room = torch.zeros_like(vectors)
-    return CrossEntropyProblem(states, vectors, scores, own, block, True, room, log_weights=weights)
-
-
-def exact(problem: CrossEntropyProblem) -> tuple[Tensor, Tensor, Tensor]:
-    """Losses and gradients of their sum in float64, by autograd from all scores."""
-    states, vectors = (each.double().requires_grad_() for each in (problem.states, problem.vectors))
-    scores = states @ vectors.T
-    if problem.log_weights is not None:
-        scores = scores + problem.log_weights.double()
-    columns = torch.arange(len(vectors))
-    scores = scores.masked_fill(problem.own.unsqueeze(1) == columns, -torch.inf)
-    target = problem.target_scores.double()
-    losses = torch.cat([target.unsqueeze(1), scores], 1).logsumexp(1) - target
-    return losses.detach(), *torch.autograd.grad(losses.sum(), (states, vectors))
-
-
-def outcome(problem: CrossEntropyProblem, backend: str) -> tuple[Tensor, Tensor, Tensor]:
-    room = torch.zeros_like(problem.vectors)
-    losses, to_states = cross_entropy(problem._replace(to_vectors=room), backend=backend)
-    assert to_states is not None
-    return losses, to_states, room
+from seqrec.ops.cross_entropy import cross_entropy
 
 
 @settings(deadline=None, max_examples=60, derandomize=True)
@@ -115,10 +82,15 @@ def test_gradients_are_added_and_computed_only_if_wanted(cpp: None):
     assert cross_entropy(problem._replace(to_vectors=None), backend="cpp")[0].equal(losses)
 
 
-def test_a_table_beyond_the_cache_is_left_to_torch(monkeypatch: pytest.MonkeyPatch):
+def test_a_table_beyond_the_cache_is_left_to_torch_unless_the_user_chose(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(module, "MOST_NUMBERS", 30 * 8 - 1)
-    monkeypatch.setattr(module, "cross_entropy_reference", lambda problem: "torch")
-    assert cross_entropy(problem_of(5, 30, 8)) == "torch"
+    monkeypatch.setattr(module.CROSS_ENTROPY_BACKENDS, "run", lambda problem, wanted, **options: wanted)
+    monkeypatch.delenv(module.CROSS_ENTROPY_BACKENDS.variable, raising=False)
+    problem = problem_of(5, 30, 8)
+    assert cross_entropy(problem) == "reference"
+    assert cross_entropy(problem, backend="cpp") == "cpp"
+    monkeypatch.setenv(module.CROSS_ENTROPY_BACKENDS.variable, "cpp")
+    assert cross_entropy(problem) == "auto"
 
 
 def test_excluded_candidates_are_refused_by_name(cpp: None):

@@ -32,7 +32,7 @@ def launch():
 @pytest.fixture
 def set_room(launch, monkeypatch):
     def change(tile, programs):
-        monkeypatch.setattr(launch, "room", lambda device, per_multiprocessor: launch.Room(tile, programs))
+        monkeypatch.setattr(launch, "room", lambda device, states, way: launch.Room(tile, programs))
 
     return change
 
@@ -45,7 +45,7 @@ def set_room(launch, monkeypatch):
 def test_runs_and_blocks_equal_the_float64_reference(set_room, launch, tile, programs, blocks, runs, flags):
     set_room(tile, programs)
     inputs = make_inputs(B=1, L=99 if runs == 4 else 70, D=6, N=5, flags=flags)
-    way = launch.cut(inputs["u"], inputs["A"], launch.room(None, 0))
+    way = launch.cut(inputs["u"], inputs["A"], launch.room(None, 0, ""))
     assert (way.blocks, way.runs) == (blocks, runs)
     SCAN.assert_reference(inputs, "triton")
 
@@ -204,5 +204,5 @@ def test_kernels_compile_for_a_gpu(launch):
     result = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     scan = {"run_ends", "run_begins", "carry", "outputs", "gradients"}
-    others = {"conv_outputs", "conv_gradients", "drop"}
+    others = {"conv_outputs", "conv_gradients", "log_sums", "of_candidates", "drop"}
     assert set(result.stdout.splitlines()) == scan | {f"ssd {name}" for name in scan} | others

@@ -10,6 +10,7 @@ import torch
 from problems import SSD, without
 
 from seqrec.errors import InputError
+from seqrec.ops.block_sizes import forced_block_sizes
 from seqrec.ops.ssd import SSD_BACKENDS, ssd_scan
 
 pytestmark, SLOW = pytest.mark.kernels, pytest.mark.slow
@@ -21,14 +22,14 @@ def launch(monkeypatch):
     """Programs of few events, states and heads' widths, so that chunks, runs and blocks are many."""
     SSD.require("triton")
     module = importlib.import_module("seqrec.ops.ssd.triton_launch")
-    for name, value in {"LEAST": 2, "CHUNK": 4, "WIDEST": 2}.items():
-        monkeypatch.setattr(module, name, value)
-    return module
+    monkeypatch.setattr(module, "LEAST", 2)
+    with forced_block_sizes("ssd", chunk=4, widest=2):
+        yield module
 
 
 @pytest.fixture
 def set_room(launch, monkeypatch):
-    return lambda programs: monkeypatch.setattr(launch, "room", lambda device, per_multiprocessor: programs)
+    return lambda programs: monkeypatch.setattr(launch, "programs_at_once", lambda device, each: programs)
 
 
 @pytest.mark.parametrize(
@@ -39,7 +40,7 @@ def test_chunks_runs_and_blocks_equal_the_float64_reference(set_room, launch, pr
     set_room(programs)
     inputs = make_inputs(B=1, L=14, H=2, P=3, G=1, N=3, flags=True)
     problem = launch.SsdProblem(*(inputs[name] for name in ("x", "delta", "A", "B", "C")))
-    way = launch.cut(problem, launch.room(None, 0))
+    way = launch.cut(problem, launch.programs_at_once(None, 0))
     assert (way.blocks, way.chunks, way.runs) == (2, 4, runs)
     SSD.assert_reference(inputs, "triton")
 

@@ -21,7 +21,7 @@ from seqrec.ops.causal_conv1d.reference import (
 from seqrec.ops.causal_conv1d.triton_launch import conv_triton, kernels
 from seqrec.ops.compiled_library import compiled_backend
 from seqrec.ops.cuda_packages import package_backend
-from seqrec.ops.triton_support import triton_backend
+from seqrec.ops.triton_support import LOW_PRECISION, triton_backend
 
 __all__ = ["CONV_BACKENDS", "causal_conv1d"]
 
@@ -31,7 +31,7 @@ CONV_BACKENDS: Backends[Convolution] = Backends(
     "SEQREC_CONV_BACKEND",
     [
         compiled_backend(conv_compiled),
-        triton_backend(conv_triton, kernels),
+        triton_backend(conv_triton, kernels, narrow=LOW_PRECISION),
         package_backend("causal_conv1d", conv_package, missing, unsupported_args={OTHER_TAPS}),
         Backend("shifted", with_state_and_padding(convolve_shifted)),
         Backend("reference", conv_reference),

@@ -4,7 +4,7 @@ A program takes a block of events of one row, and a block of their channels. Eve
 ones: a window covers the inputs of the W numbers up to its own, at any places, and numbers below 0 are the initial
 state. `order` is the place of each number, valid events before padding; `counts` is the number of valid events;
 `starts` counts the starts up to each place, and a window skips inputs of another count. None is an argument that was
-not given; without `order`, numbers are places.
+not given; without `order`, numbers are places. Tensors have any type of real numbers; sums are float32.
 """
 
 # Annotated arguments are constant at compile time, the others are pointers and integers. Triton is a subset of Python:
@@ -16,6 +16,8 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
+
+from seqrec.ops.selective_scan.triton_kernels import read_real
 
 
 @triton.jit
@@ -50,13 +52,13 @@ def read(source, k, d, has_d, TAPS: tl.constexpr):
     here = (k >= 0) & (k < count)
     place = k if order is None else tl.load(order + row * length + k, mask=here, other=0)
     at = row * row_stride + place[:, None] * event_stride + d[None, :]
-    inputs = tl.load(x + at, mask=here[:, None] & has_d[None, :], other=0.0)
+    inputs = read_real(x + at, here[:, None] & has_d[None, :])
     if state is not None:
         # The newest input of the state has the number -1.
         i = k + (TAPS - 1)
         before = (k < 0) & (i >= 0)
         at = (row * (TAPS - 1) + i)[:, None] * channels + d[None, :]
-        older = tl.load(state + at, mask=before[:, None] & has_d[None, :], other=0.0)
+        older = read_real(state + at, before[:, None] & has_d[None, :])
         inputs = tl.where(before[:, None], older, inputs)
     passed = here if starts is None else tl.load(starts + row * length + place, mask=here, other=0)
     return inputs, passed
@@ -81,8 +83,8 @@ def read_weights(weight, bias, d, has_d, TAPS: tl.constexpr):
     """Load each tap's weights (1, D), oldest first, and last the bias, 0 if it is None."""
     weights = ()
     for w in tl.static_range(TAPS):
-        weights = weights + (tl.load(weight + d * TAPS + w, mask=has_d, other=0.0)[None, :],)
-    shift = tl.zeros_like(weights[0]) if bias is None else tl.load(bias + d, mask=has_d, other=0.0)[None, :]
+        weights = weights + (read_real(weight + d * TAPS + w, has_d)[None, :],)
+    shift = tl.zeros_like(weights[0]) if bias is None else read_real(bias + d, has_d)[None, :]
     return weights + (shift,)
 
 
@@ -136,7 +138,7 @@ def _of_sums(dout, source, weights, events, k, d, has_d, j: tl.constexpr, SILU: 
     end = k + j
     here = (end >= 0) & (end < source[5])
     at = place_of(source, end, here)[:, None] * source[9] + d[None, :]
-    dsum = tl.load(dout + at, mask=here[:, None] & has_d[None, :], other=0.0)
+    dsum = read_real(dout + at, here[:, None] & has_d[None, :])
     if SILU:
         total = convolve(source, weights, events, j, TAPS)
         open_ = tl.sigmoid(total)
@@ -152,7 +154,7 @@ def _of_last(dlast, source, own, k, d, has_d, TAPS: tl.constexpr):
     i = k - count + (TAPS - 1)
     kept = (i >= 0) & (k < count)
     at = (row * (TAPS - 1) + i)[:, None] * channels + d[None, :]
-    grad = tl.load(dlast + at, mask=kept[:, None] & has_d[None, :], other=0.0)
+    grad = read_real(dlast + at, kept[:, None] & has_d[None, :])
     return in_sight(source, own, passed_in_all(source), grad)
 
 

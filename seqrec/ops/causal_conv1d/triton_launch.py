@@ -10,16 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from seqrec.ops.block_sizes import block_sizes
 from seqrec.ops.causal_conv1d.autograd import differentiable_convolution, new_outputs
 from seqrec.ops.causal_conv1d.reference import ConvProblem
 from seqrec.ops.problems import empty_like
 from seqrec.ops.triton_support import DEVICES, launching_on
-
-# Events and channels of a program. A line of memory holds 32 channels; more events make fewer parts of sums, but also
-# fewer programs.
-BLOCK_L, BLOCK_D = 32, 32
-# Warps of 32 threads; each thread has 4 numbers of the block. Backward keeps 2 W - 1 blocks of inputs in registers.
-WARPS = 8
 
 
 def kernels() -> Any:
@@ -35,15 +30,16 @@ def _forward(problem: ConvProblem) -> tuple[Tensor, Tensor]:
     out, last = new_outputs(problem)
     if x.numel() == 0:
         return out, last.zero_() if state is None else last.copy_(state)
-    blocks = -(-length // BLOCK_L)
+    constants = _blocks(x)
+    blocks = -(-length // constants["BLOCK_L"])
     x, *rest = _prepared(problem)
     with launching_on(x):
-        kernels().conv_outputs[(_programs(batch, blocks, channels),)](
+        kernels().conv_outputs[(batch * blocks * -(-channels // constants["BLOCK_D"]),)](
             *(x, *rest, out, last, x.stride(0), x.stride(1), length, channels, blocks),
             SILU=silu,
             TAPS=taps,
             KEPT=1 << (taps - 1).bit_length(),
-            **_blocks(),
+            **constants,
         )
     return out, last
 
@@ -57,34 +53,33 @@ def _backward(problem: ConvProblem, dout: Tensor | None, dlast: Tensor | None) -
         dstate = dstate.zero_() if state is None or dlast is None else dstate.copy_(dlast)
         return [dx, dweights.zero_(), dstate]
     # The gradient of the initial state is computed as that of further events in front.
-    blocks = -(-(length + (0 if state is None else taps - 1)) // BLOCK_L)
+    constants = _blocks(x)
+    blocks = -(-(length + (0 if state is None else taps - 1)) // constants["BLOCK_L"])
     # Summed in a fixed order, which atomic additions would not have.
-    parts = x.new_empty(batch * blocks, channels * (taps + 1))
+    parts = x.new_empty(batch * blocks, channels * (taps + 1), dtype=torch.float32)
     x, *rest = _prepared(problem)
     dout = torch.zeros_like(dx) if dout is None else dout.contiguous()
     dlast = None if dlast is None else dlast.contiguous()
     with launching_on(x):
-        kernels().conv_gradients[(_programs(batch, blocks, channels),)](
+        kernels().conv_gradients[(batch * blocks * -(-channels // constants["BLOCK_D"]),)](
             *(x, *rest, dout, dlast, dx, dstate, parts, x.stride(0), x.stride(1), length, channels, blocks),
             SILU=silu,
             TAPS=taps,
-            **_blocks(),
+            **constants,
         )
-    return [dx, parts.sum(0), dstate]
+    return [dx, parts.sum(0).to(weight.dtype), dstate]
 
 
 def _new_gradients(problem: ConvProblem) -> list[Tensor]:
     x, weight, state = problem.x, problem.weight, problem.initial_state
     dx, dstate = empty_like(x, state)
-    return [dx, x.new_empty(weight.numel() + x.shape[2]), dstate]
+    return [dx, weight.new_empty(weight.numel() + x.shape[2]), dstate]
 
 
-def _programs(batch: int, blocks: int, channels: int) -> int:
-    return batch * blocks * -(-channels // BLOCK_D)
-
-
-def _blocks() -> dict[str, int]:
-    return {"BLOCK_L": BLOCK_L, "BLOCK_D": BLOCK_D, "num_warps": WARPS}
+def _blocks(x: Tensor) -> dict[str, int]:
+    """Return events and channels of a program, and its warps."""
+    sizes = block_sizes("causal_conv1d", x.device, x.shape[2])
+    return {"BLOCK_L": sizes["events"], "BLOCK_D": sizes["channels"], "num_warps": sizes["warps"]}
 
 
 def _prepared(problem: ConvProblem) -> tuple[Any, ...]:
@@ -101,7 +96,7 @@ def _prepared(problem: ConvProblem) -> tuple[Any, ...]:
     return x, weight.contiguous(), bias, state, order, counts, starts
 
 
-# Same as `causal_conv1d` in float32 on a GPU.
+# Same as `causal_conv1d` in float32 on a GPU, of inputs in float32 or 16 bits.
 conv_triton = differentiable_convolution(
     "causal_conv1d_triton", _forward, _backward, _new_gradients, device_types=DEVICES, label="triton"
 )

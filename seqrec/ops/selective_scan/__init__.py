@@ -20,7 +20,7 @@ from seqrec.ops.selective_scan.reference import (
     selective_scan_step,
 )
 from seqrec.ops.selective_scan.triton_launch import kernels, scan_triton
-from seqrec.ops.triton_support import triton_backend
+from seqrec.ops.triton_support import LOW_PRECISION, triton_backend
 
 __all__ = ["SCAN_BACKENDS", "selective_scan", "selective_scan_step"]
 
@@ -30,7 +30,7 @@ SCAN_BACKENDS: Backends[Scan] = Backends(
     "SEQREC_SCAN_BACKEND",
     [
         compiled_backend(scan_compiled),
-        triton_backend(scan_triton, kernels),
+        triton_backend(scan_triton, kernels, narrow=LOW_PRECISION),
         package_backend("mamba_ssm", scan_mamba_ssm, missing, unsupported_args={"start", TOO_MANY_STATES}),
         Backend("chunked", with_gate_and_padding(scan_chunked)),
         Backend("reference", with_gate_and_padding(scan_reference)),

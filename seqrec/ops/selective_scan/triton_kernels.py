@@ -4,7 +4,8 @@ A program is one warp: it walks one run of events of one row for a block of chan
 registers. Letters as in `selective_scan`, but N and D are a block's: powers of two, of which `states` and
 `channels` may fill less. In registers A holds A log2(e), so a decay is one exp2. Tensors of states that are passed
 between kernels are (.., N, D), because neighbouring lanes then read neighbouring channels; callers get (.., D, N).
-Flags are uint8; None is an argument that was not given.
+Flags are uint8; None is an argument that was not given. Inputs and gradients of them have any type of real numbers;
+states and all arithmetic are float32.
 """
 
 # Annotated arguments are constant at compile time, the others are pointers and integers. Triton is a subset of Python:
@@ -59,11 +60,17 @@ def locate(runs, channels, states, BLOCK_D: tl.constexpr, BLOCK_N: tl.constexpr)
 
 
 @triton.jit
+def read_real(place, mask):
+    """Load real numbers of any type as float32; 0 where the mask is False."""
+    return tl.load(place, mask=mask, other=0.0).to(tl.float32)
+
+
+@triton.jit
 def of_states(tensor, at):
     """Load a (D, N) tensor as (N, D)."""
     d, n, has_d, has_n, channels, states = at
     place = d[None, :] * states + n[:, None]
-    return tl.load(tensor + place, mask=has_n[:, None] & has_d[None, :], other=0.0)
+    return read_real(tensor + place, has_n[:, None] & has_d[None, :])
 
 
 @triton.jit
@@ -76,7 +83,7 @@ def store_states(tensor, values, at):
 @triton.jit
 def of_channels(tensor, at):
     """Load one number per channel; 0 if the tensor is None."""
-    return 0.0 if tensor is None else tl.load(tensor + at[0], mask=at[2], other=0.0)
+    return 0.0 if tensor is None else read_real(tensor + at[0], at[2])
 
 
 @triton.jit
@@ -92,12 +99,12 @@ def read_event(source, event, inside, at):
     of_d, of_n = event * channels + d, event * states + n
     # Not `&`: some interpreters turn a block and a scalar into integers, and refuse those as masks.
     has_d, has_n = tl.where(here, has_d, False), tl.where(here, has_n, False)
-    u_t = 0.0 if u is None else tl.load(u + of_d, mask=has_d, other=0.0)
-    delta_t = tl.load(delta + of_d, mask=has_d, other=0.0)
-    b_t = 0.0 if B is None else tl.load(B + of_n, mask=has_n, other=0.0)
-    c_t = 0.0 if C is None else tl.load(C + of_n, mask=has_n, other=0.0)
-    z_t = 0.0 if z is None else tl.load(z + of_d, mask=has_d, other=0.0)
-    dy_t = 0.0 if dy is None else tl.load(dy + of_d, mask=has_d, other=0.0)
+    u_t = 0.0 if u is None else read_real(u + of_d, has_d)
+    delta_t = read_real(delta + of_d, has_d)
+    b_t = 0.0 if B is None else read_real(B + of_n, has_n)
+    c_t = 0.0 if C is None else read_real(C + of_n, has_n)
+    z_t = 0.0 if z is None else read_real(z + of_d, has_d)
+    dy_t = 0.0 if dy is None else read_real(dy + of_d, has_d)
     return u_t, delta_t, b_t, c_t, z_t, dy_t, here, restart
 
 
@@ -153,7 +160,7 @@ def carry(ends, sums, cuts, A, state, begins, channels, states, runs, REVERSE: t
     row = (tl.program_id(0) // blocks).to(tl.int64)
     place = tl.program_id(0) % blocks * BLOCK + tl.arange(0, BLOCK)
     here = place < size
-    a = tl.load(A + place % channels * states + place // channels, mask=here, other=0.0) * LOG2E
+    a = read_real(A + place % channels * states + place // channels, here) * LOG2E
     now = tl.zeros([BLOCK], tl.float32) if state is None else tl.load(state + row * size + place, mask=here, other=0.0)
     for i in range(runs):
         run = row * runs + (runs - 1 - i if REVERSE else i)

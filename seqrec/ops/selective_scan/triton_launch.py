@@ -12,21 +12,16 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from seqrec.ops.scans import differentiable_scan, new_outputs
+from seqrec.ops.block_sizes import block_sizes
+from seqrec.ops.problems import at_least_float32, empty_like
+from seqrec.ops.scans import differentiable_scan, new_outputs, new_parts, new_states, sum_parts
 from seqrec.ops.selective_scan.reference import ScanProblem, state_shape
-from seqrec.ops.triton_support import DEVICES, launching_on
+from seqrec.ops.triton_support import DEVICES, launching_on, power_of_two, programs_at_once
 
 # Events between two states that forward keeps; backward recomputes the states in between.
 CHUNK = 32
 # Of those, events between two states that backward stores; the ones in between stay in registers.
 GROUP = 2
-# States of a program, 32 per lane: with fewer, lanes would repeat each other's work on an event; with more, they would
-# run out of registers.
-TILE = 1024
-# Maximum channels of a program: more would share no more work.
-WIDEST = 128
-# Programs, of one warp each, that run at the same time on one multiprocessor, limited by their registers.
-FORWARD_PROGRAMS, BACKWARD_PROGRAMS = 16, 8
 # AMD's compiler has no such option.
 FORWARD_REGISTERS = {} if torch.version.hip else {"maxnreg": 128}
 CARRY_BLOCK = 128
@@ -45,17 +40,19 @@ class Room(NamedTuple):
     Attributes:
         tile: States of a program.
         programs: Programs that run at the same time.
+        widest: Most channels of a program.
     """
 
     tile: int
     programs: int
+    widest: int = 128
 
 
-def room(device: torch.device, programs: int) -> Room:
-    """Return the room on a device with so many programs per multiprocessor; few and large ones in the interpreter."""
-    if device.type == "cpu":
-        return Room(1 << 16, 1)
-    return Room(TILE, programs * torch.cuda.get_device_properties(device).multi_processor_count)
+def room(device: torch.device, states: int, way: str) -> Room:
+    """Return the room on a device for the way "forward" or "backward"; few and large programs in the interpreter."""
+    sizes = block_sizes("selective_scan", device, states)
+    tile = 1 << 16 if device.type == "cpu" else sizes["tile"]
+    return Room(tile, programs_at_once(device, sizes[f"{way}_programs"]), sizes["widest"])
 
 
 class Cut(NamedTuple):
@@ -89,15 +86,11 @@ def cut(u: Tensor, A: Tensor, room: Room) -> Cut:
         room: Room on the device.
     """
     batch, length, channels = u.shape
-    block_n = _power_of_two(A.shape[1])
-    block_d = min(_power_of_two(channels), WIDEST, max(room.tile // block_n, 1))
+    block_n = power_of_two(A.shape[1])
+    block_d = min(power_of_two(channels), room.widest, max(room.tile // block_n, 1))
     blocks, chunks = -(-channels // block_d), -(-length // CHUNK)
     run_chunks = -(-chunks // max(room.programs // (batch * blocks), 1))
     return Cut(block_d, block_n, blocks, chunks, run_chunks, -(-chunks // run_chunks))
-
-
-def _power_of_two(size: int) -> int:
-    return 1 << max(size - 1, 0).bit_length()
 
 
 def _forward(problem: ScanProblem, keep: bool) -> tuple[Tensor, Tensor, Tensor]:
@@ -105,9 +98,9 @@ def _forward(problem: ScanProblem, keep: bool) -> tuple[Tensor, Tensor, Tensor]:
     u, delta, A, B, C, D, z, bias, softplus, initial_state, valid, start, _ = _prepared(problem)
     (batch, length, channels), states = u.shape, A.shape[1]
     if u.numel() == 0:
-        last = u.new_zeros(batch, channels, states) if initial_state is None else initial_state.clone()
-        return torch.empty_like(u), last, u.new_empty(_kept_shape(problem) if keep else (0,))
-    way = cut(u, A, room(u.device, FORWARD_PROGRAMS))
+        y, last, kept = new_outputs(u, state_shape(problem), _kept_shape(problem) if keep else None)
+        return y, last.zero_() if initial_state is None else last.copy_(initial_state), kept
+    way = cut(u, A, room(u.device, states, "forward"))
     begins = _states_first(initial_state)
     blocks = {"BLOCK_D": way.block_d, "BLOCK_N": way.block_n, "num_warps": 1, **FORWARD_REGISTERS}
     with launching_on(u):
@@ -137,12 +130,13 @@ def _backward(problem: ScanProblem, kept: Tensor, dy: Tensor | None, dlast: Tens
     (batch, length, channels), states = u.shape, A.shape[1]
     if u.numel() == 0:
         nothing = [u.new_zeros(0 if x is None else x.shape) for x in (u, delta, A, B, C, D, z, bias)]
-        return [*nothing, u.new_zeros(batch, channels, states) if dlast is None else dlast.clone()]
-    way = cut(u, A, room(u.device, BACKWARD_PROGRAMS))
+        dfirst = new_states(u, (batch, channels, states))
+        return [*nothing, dfirst.zero_() if dlast is None else dfirst.copy_(dlast)]
+    way = cut(u, A, room(u.device, states, "backward"))
     dy = torch.zeros_like(u) if dy is None else dy.contiguous()
     blocks = {"BLOCK_D": way.block_d, "BLOCK_N": way.block_n, "num_warps": 1}
     programs = batch * way.runs * way.blocks
-    dafter, dfirst = _states_first(dlast), u.new_empty(batch, channels, states)
+    dafter, dfirst = _states_first(dlast), new_states(u, (batch, channels, states))
     with launching_on(u):
         if way.runs > 1:
             part = _Runs(u, states, way.runs, start)
@@ -153,11 +147,12 @@ def _backward(problem: ScanProblem, kept: Tensor, dy: Tensor | None, dlast: Tens
                 **blocks,
             )
             dafter = part.carried(A, dafter, against_time=True)
-        scratch = u.new_empty(programs, CHUNK // GROUP, way.block_n, way.block_d)
-        du, ddelta, dz = torch.empty_like(u), torch.empty_like(u), u.new_empty(0 if z is None else z.shape)
+        scratch = new_states(u, (programs, CHUNK // GROUP, way.block_n, way.block_d))
+        du, ddelta, dz = empty_like(u, delta, z)
         # One part per run or per block: their sums have a fixed order, which atomic additions would not.
-        dA, dD, dbias = (u.new_empty(batch * way.runs, *shape) for shape in ((channels, states), *[(channels,)] * 2))
-        dB, dC = (u.new_empty(way.blocks, batch, length, states) for _ in range(2))
+        of_weights = ((channels, states), (channels,), (channels,))
+        dA, dD, dbias = (new_states(u, (batch * way.runs, *shape)) for shape in of_weights)
+        dB, dC = (new_parts(x, way.blocks) for x in (B, C))
         kernels().gradients[(programs,)](
             *(u, delta, A, B, C, D, z, bias, valid, start, kept, dy, dafter, scratch),
             *(du, ddelta, dA, dB, dC, dD, dz, dbias, dfirst),
@@ -167,9 +162,8 @@ def _backward(problem: ScanProblem, kept: Tensor, dy: Tensor | None, dlast: Tens
             GROUP=GROUP,
             **blocks,
         )
-    dA, dD, dbias = dA.sum(0), dD.sum(0), dbias.sum(0)
-    dB, dC = (x[0] if way.blocks == 1 else x.sum(0) for x in (dB, dC))
-    dD, dbias = (u.new_empty(0) if x is None else dx for x, dx in ((D, dD), (bias, dbias)))
+    dB, dC = sum_parts(dB, B), sum_parts(dC, C)
+    dA, dD, dbias = (u.new_empty(0) if x is None else sum_parts(dx, x) for x, dx in ((A, dA), (D, dD), (bias, dbias)))
     return [du, ddelta, dA, dB, dC, dD, dz, dbias, dfirst]
 
 
@@ -187,7 +181,7 @@ def _prepared(problem: ScanProblem) -> ScanProblem:
 
 def _states_first(x: Tensor | None) -> Tensor | None:
     # (B, D, N) as (B, N, D).
-    return None if x is None else x.transpose(1, 2).contiguous()
+    return None if x is None else at_least_float32(x.transpose(1, 2)).contiguous()
 
 
 class _Runs:
@@ -195,8 +189,8 @@ class _Runs:
 
     def __init__(self, u: Tensor, states: int, runs: int, start: Tensor | None) -> None:
         batch, _, channels = u.shape
-        self.ends = u.new_empty(batch, runs, states, channels)
-        self.sums = u.new_empty(batch, runs, channels)
+        self.ends = new_states(u, (batch, runs, states, channels))
+        self.sums = new_states(u, (batch, runs, channels))
         self.cuts = None if start is None else start.new_empty(batch, runs)
 
     def carried(self, A: Tensor, state: Tensor | None, against_time: bool) -> Tensor:
@@ -211,7 +205,7 @@ class _Runs:
         return begins
 
 
-# Same as `selective_scan` in float32 on a GPU, with everything in the same pass.
+# Same as `selective_scan` in float32 on a GPU, of inputs in float32 or 16 bits, with everything in the same pass.
 scan_triton = differentiable_scan(
     ScanProblem,
     "selective_scan_triton",

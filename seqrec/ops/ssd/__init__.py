@@ -13,7 +13,7 @@ from seqrec.ops.ssd.compiled import ssd_compiled
 from seqrec.ops.ssd.cuda_package import PLAIN_STEPS, missing, ssd_mamba_ssm
 from seqrec.ops.ssd.reference import Ssd, SsdProblem, check_operands, ssd_exported, ssd_reference, ssd_step
 from seqrec.ops.ssd.triton_launch import MAX_STATES, TOO_MANY_STATES, kernels, ssd_triton
-from seqrec.ops.triton_support import triton_backend
+from seqrec.ops.triton_support import LOW_PRECISION, triton_backend
 
 __all__ = ["SSD_BACKENDS", "ssd_scan", "ssd_step"]
 
@@ -27,7 +27,7 @@ SSD_BACKENDS: Backends[Ssd] = Backends(
         ),
         compiled_backend(with_gate_and_padding(ssd_compiled)),
         Backend("chunked", with_gate_and_padding(ssd_chunked)),
-        triton_backend(ssd_triton, kernels, frozenset({TOO_MANY_STATES})),
+        triton_backend(ssd_triton, kernels, frozenset({TOO_MANY_STATES}), narrow=LOW_PRECISION),
         Backend("reference", with_gate_and_padding(ssd_reference)),
     ],
 )

@@ -9,7 +9,7 @@ Only sums of logarithms occur, never differences: a huge step costs its successo
 A matrix product would spread a NaN over its whole chunk, as 0 * NaN is NaN. So non-finite numbers are replaced by 0,
 and the results that depend on them by NaN afterwards: the later events of a history in forward, and all its events of
 a chunk in backward. From chunk to chunk a NaN passes in the state. Flags are uint8; None is an argument that was not
-given.
+given. Inputs and gradients of them have any type of real numbers; states and all arithmetic are float32.
 """
 
 # Annotated arguments are constant at compile time, the others are pointers and integers. Triton is a subset of Python:
@@ -22,7 +22,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from seqrec.ops.selective_scan.triton_kernels import LOG2E, sigmoid, step_size
+from seqrec.ops.selective_scan.triton_kernels import LOG2E, read_real, sigmoid, step_size
 
 # Below it a decay is 0 whatever it is multiplied by; -inf marks starts alone.
 LEAST_LOG = tl.constexpr(-1e30)
@@ -45,7 +45,7 @@ def locate(runs, heads, width, states, BLOCK_P: tl.constexpr, BLOCK_N: tl.conste
 @triton.jit
 def of_head(tensor, head):
     """Load one number of a head; 0 if the tensor is None."""
-    return 0.0 if tensor is None else tl.load(tensor + head)
+    return 0.0 if tensor is None else tl.load(tensor + head).to(tl.float32)
 
 
 @triton.jit
@@ -75,7 +75,7 @@ def read_wide(tensor, strides, row, t, here, p, has_p, head, width):
     """Load (S, P) numbers of events; 0 where no event is."""
     # Within a row 32 bits suffice for offsets.
     at = t[:, None] * strides[1] + p[None, :]
-    return tl.load(tensor + (row * strides[0] + head * width) + at, mask=here[:, None] & has_p[None, :], other=0.0)
+    return read_real(tensor + (row * strides[0] + head * width) + at, here[:, None] & has_p[None, :])
 
 
 @triton.jit
@@ -98,7 +98,7 @@ def read_steps(source, row, begin, length, head, a, shift, SOFTPLUS: tl.constexp
     t = begin + tl.arange(0, S)
     inside = t < length
     here = inside if valid is None else tl.load(valid + row * length + t, mask=inside, other=0) != 0
-    raw = tl.load(delta + row * strides[0] + t * strides[1] + head, mask=here, other=0.0) + shift
+    raw = read_real(delta + row * strides[0] + t * strides[1] + head, here) + shift
     step = step_size(raw, here, SOFTPLUS)
     bad = tl.where(tl.abs(step) <= LARGEST, 0, 1)
     step = finite(step)
@@ -153,7 +153,7 @@ def run_ends(
 ):  # fmt: skip
     """Compute each run's last state from zero (B, R, H, P, N), and the sum of its logarithms (B, R, H)."""
     row, run, head, block, p, has_p, n, has_n, tile, has_tile = locate(runs, heads, width, states, BLOCK_P, BLOCK_N)
-    a, shift = tl.load(A + head) * LOG2E, of_head(bias, head)
+    a, shift = of_head(A, head) * LOG2E, of_head(bias, head)
     steps = (delta, valid, start, (delta_row, delta_event))
     group = head // (heads // groups)
     state, total = tl.zeros([BLOCK_P, BLOCK_N], tl.float32), 0.0
@@ -207,7 +207,7 @@ def outputs(
 ):  # fmt: skip
     """Compute outputs, the last state, and the state before each chunk (B, K, H, P, N), if `kept` is not None."""
     row, run, head, block, p, has_p, n, has_n, tile, has_tile = locate(runs, heads, width, states, BLOCK_P, BLOCK_N)
-    a, shift, skip = tl.load(A + head) * LOG2E, of_head(bias, head), of_head(D, head)
+    a, shift, skip = of_head(A, head) * LOG2E, of_head(bias, head), of_head(D, head)
     steps = (delta, valid, start, (delta_row, delta_event))
     group, size = head // (heads // groups), width * states
     state = read_tile(begins, (row * runs + run) * heads + head, size, tile, has_tile)
@@ -268,7 +268,7 @@ def run_begins(
 ):  # fmt: skip
     """Compute the gradient of the state before each run if that of its last state is zero; otherwise as `run_ends`."""
     row, run, head, block, p, has_p, n, has_n, tile, has_tile = locate(runs, heads, width, states, BLOCK_P, BLOCK_N)
-    a, shift = tl.load(A + head) * LOG2E, of_head(bias, head)
+    a, shift = of_head(A, head) * LOG2E, of_head(bias, head)
     steps = (delta, valid, start, (delta_row, delta_event))
     outer = (dy, z, (dy_row, dy_event), (z_row, z_event))
     group = head // (heads // groups)
@@ -353,7 +353,7 @@ def gradients(
     B, L, G, N); `sums` has the gradients of A, D and bias by program, (3, B * R, blocks, H).
     """
     row, run, head, block, p, has_p, n, has_n, tile, has_tile = locate(runs, heads, width, states, BLOCK_P, BLOCK_N)
-    a, shift, skip = tl.load(A + head) * LOG2E, of_head(bias, head), of_head(D, head)
+    a, shift, skip = of_head(A, head) * LOG2E, of_head(bias, head), of_head(D, head)
     steps, outer = (delta, valid, start, (delta_row, delta_event)), (dy, z, (dy_row, dy_event), (z_row, z_event))
     members, size = heads // groups, width * states
     group, part = head // members, (block * members + head % members) * rows + row
@@ -384,7 +384,7 @@ def gradients(
         store_wide(dB, settled(db, here, lost), part, t, length, n, has_n, group, groups, states)
         store_wide(dC, settled(dc, here, lost), part, t, length, n, has_n, group, groups, states)
         dlog = tl.where(here, tl.where(lost, float("nan"), dlog), 0.0)
-        dstep = tl.sum(tl.where(here[:, None], ddriven * value, 0.0), 1) + dlog * tl.load(A + head)
+        dstep = tl.sum(tl.where(here[:, None], ddriven * value, 0.0), 1) + dlog * of_head(A, head)
         dstep = tl.where(here, dstep * sigmoid(raw) if SOFTPLUS else dstep, 0.0)
         tl.store(ddelta + ((block * rows + row) * length + t) * heads + head, dstep, mask=t < length)
         dA, dshift = dA + tl.sum(dlog * step, 0), dshift + tl.sum(dstep, 0)

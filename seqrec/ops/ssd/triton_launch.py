@@ -8,28 +8,23 @@ Letters as in `ssd_scan`; S events of a chunk, K chunks, R runs.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from seqrec.ops.problems import with_gate_and_padding
-from seqrec.ops.scans import differentiable_scan, new_outputs
+from seqrec.ops.block_sizes import block_sizes
+from seqrec.ops.problems import at_least_float32, empty_like, moved, with_gate_and_padding
+from seqrec.ops.scans import differentiable_scan, new_outputs, new_parts, new_states, sum_parts
 from seqrec.ops.ssd.reference import SsdProblem, ssd_reference, state_shape
-from seqrec.ops.triton_support import DEVICES, launching_on
+from seqrec.ops.triton_support import DEVICES, dot_precision, launching_on, power_of_two, programs_at_once
 
 # Most states: the tiles of more do not fit into a multiprocessor's shared memory.
 MAX_STATES = 512
 TOO_MANY_STATES = f"more than {MAX_STATES} states"
 # The smallest side of a matrix product.
 LEAST = 16
-# Events of a chunk, if there are as many; fewer beside more states.
-CHUNK = 64
-# Numbers of a tile, (P, N) or (S, N), that fit into the registers of a program, and most of a program's width.
-TILE, WIDEST = 4096, 64
-# Programs that run at the same time on one multiprocessor, limited by their registers, and the warps of each.
-FORWARD_PROGRAMS, BACKWARD_PROGRAMS = 2, 1
-FORWARD_WARPS, BACKWARD_WARPS = 4, 8
 CARRY_BLOCK = 256
 
 
@@ -38,13 +33,6 @@ def kernels() -> Any:
     from seqrec.ops.ssd import triton_kernels
 
     return triton_kernels
-
-
-def room(device: torch.device, programs: int) -> int:
-    """Return the programs that run at the same time on a device, of so many per multiprocessor."""
-    if device.type == "cpu":
-        return 1
-    return programs * torch.cuda.get_device_properties(device).multi_processor_count
 
 
 class Cut(NamedTuple):
@@ -71,9 +59,7 @@ class Cut(NamedTuple):
     def constants(self, problem: SsdProblem, warps: int) -> dict[str, Any]:
         """Return the arguments of a kernel that are constant when it is compiled."""
         blocks = {"S": self.events, "BLOCK_P": self.block_p, "BLOCK_N": self.block_n}
-        # Three TF32 products of the halves of each factor lose one bit of float32, not the 13 of a single one.
-        precision = "tf32x3" if torch.get_float32_matmul_precision() == "highest" else "tf32"
-        more = {"SOFTPLUS": problem.delta_softplus, "PRECISION": precision, "num_warps": warps}
+        more = {"SOFTPLUS": problem.delta_softplus, "PRECISION": dot_precision(), "num_warps": warps}
         # No loads are pipelined: their buffers would take the memory of further programs.
         return {**blocks, **more, "num_stages": 1}
 
@@ -88,31 +74,28 @@ def cut(problem: SsdProblem, programs: int) -> Cut:
         programs: Room on the device.
     """
     (batch, length, heads, width), states = problem.x.shape, problem.B.shape[3]
-    block_n = max(_power_of_two(states), LEAST)
-    block_p = max(min(_power_of_two(width), WIDEST, TILE // block_n), LEAST)
-    events = chunk_events(length, states)
+    sizes, block_n = block_sizes("ssd", problem.x.device, states), power_of_two(states, LEAST)
+    block_p = max(min(power_of_two(width), sizes["widest"], sizes["tile"] // block_n), LEAST)
+    events = chunk_events(length, states, sizes)
     blocks, chunks = -(-width // block_p), -(-length // events)
     run_chunks = -(-chunks // max(programs // (batch * heads * blocks), 1))
     return Cut(events, block_p, block_n, blocks, chunks, run_chunks, -(-chunks // run_chunks))
 
 
-def _power_of_two(size: int) -> int:
-    return 1 << max(size - 1, 0).bit_length()
-
-
-def chunk_events(length: int, states: int) -> int:
-    """Return the events of a chunk, a power of two."""
-    return max(min(CHUNK, 2 * TILE // _power_of_two(states), _power_of_two(length)), LEAST)
+def chunk_events(length: int, states: int, sizes: Mapping[str, int]) -> int:
+    """Return the events of a chunk, a power of two, for the block sizes of `block_sizes`."""
+    return max(min(sizes["chunk"], 2 * sizes["tile"] // power_of_two(states), power_of_two(length)), LEAST)
 
 
 def _forward(problem: SsdProblem, keep: bool) -> tuple[Tensor, Tensor, Tensor]:
     """Return y (B, L, H, P), the last state (B, H, P, N) and, if `keep`, those before chunks (B, K, H, P, N)."""
     x, delta, A, B, C, D, z, bias, _, initial_state, valid, start = p = _prepared(problem)
     y, last, kept = new_outputs(x, state_shape(p), _kept_shape(p) if keep else None)
-    way = cut(p, room(x.device, FORWARD_PROGRAMS))
-    constants, grid = way.constants(p, FORWARD_WARPS), (_programs(p, way),)
+    blocks = block_sizes("ssd", x.device, B.shape[3])
+    way = cut(p, programs_at_once(x.device, blocks["forward_programs"]))
+    constants, grid = way.constants(p, blocks["forward_warps"]), (_programs(p, way),)
     sizes = (x.shape[1], *_sizes(p), way.runs, way.run_chunks, way.chunks)
-    begins = initial_state
+    begins = None if initial_state is None else at_least_float32(initial_state)
     with launching_on(x):
         if way.runs > 1:
             part = _Runs(p, way.runs)
@@ -138,8 +121,9 @@ def _backward(problem: SsdProblem, kept: Tensor, dy: Tensor | None, dlast: Tenso
     dlast = None if dlast is None else dlast.contiguous()
     dy = torch.zeros_like(x, memory_format=torch.contiguous_format) if dy is None else _by_event(dy)
     (batch, length, heads, _), states = x.shape, B.shape[2:]
-    way = cut(p, room(x.device, BACKWARD_PROGRAMS))
-    constants, grid = way.constants(p, BACKWARD_WARPS), (_programs(p, way),)
+    blocks = block_sizes("ssd", x.device, B.shape[3])
+    way = cut(p, programs_at_once(x.device, blocks["backward_programs"]))
+    constants, grid = way.constants(p, blocks["backward_warps"]), (_programs(p, way),)
     sizes = (*_sizes(p), way.runs, way.run_chunks, way.chunks)
     dafter = dlast
     with launching_on(x):
@@ -152,11 +136,11 @@ def _backward(problem: SsdProblem, kept: Tensor, dy: Tensor | None, dlast: Tenso
                 **constants,
             )
             dafter = part.carried(dafter, against_time=True)
-        dx, dz = (x.new_empty(0 if each is None else x.shape) for each in (x, z))
+        dx, dz = empty_like(x, z)
         # Parts by block or program: their sums have a fixed order, which atomic additions would not.
-        ddelta = x.new_empty(way.blocks, batch, length, heads)
-        dB, dC = (x.new_empty(way.blocks * heads // states[0], batch, length, *states) for _ in "BC")
-        sums, dfirst = x.new_empty(3, batch * way.runs * way.blocks, heads), x.new_empty(state_shape(p))
+        ddelta = new_parts(delta, way.blocks)
+        dB, dC = (new_parts(each, way.blocks * heads // states[0]) for each in (B, C))
+        sums, dfirst = (new_states(x, shape) for shape in ((3, batch * way.runs * way.blocks, heads), state_shape(p)))
         kernels().gradients[grid](
             *(x, delta, A, B, C, D, z, bias, valid, start, kept, dy, dafter),
             *(dx, ddelta, dB, dC, dz, sums, dfirst),
@@ -164,15 +148,19 @@ def _backward(problem: SsdProblem, kept: Tensor, dy: Tensor | None, dlast: Tenso
             *(batch, length, *sizes),
             **constants,
         )
-    ddelta, dB, dC = (each[0] if len(each) == 1 else each.sum(0) for each in (ddelta, dB, dC))
-    dA, dD, dbias = (x.new_empty(0) if g is None else each.sum(0) for g, each in zip((A, D, bias), sums, strict=True))
+    ddelta, dB, dC = (sum_parts(*each) for each in ((ddelta, delta), (dB, B), (dC, C)))
+    dA, dD, dbias = (
+        x.new_empty(0) if given is None else each.sum(0).to(given.dtype)
+        for given, each in zip((A, D, bias), sums, strict=True)
+    )
     return [dx, ddelta, dA, dB, dC, dD, dz, dbias, dfirst]
 
 
 def _kept_shape(problem: SsdProblem) -> tuple[int, ...]:
     """Return the shape of the kept states (B, K, H, P, N)."""
     (batch, length, heads, width), states = problem.x.shape, problem.B.shape[3]
-    return batch, -(-length // chunk_events(length, states)), heads, width, states
+    events = chunk_events(length, states, block_sizes("ssd", problem.x.device, states))
+    return batch, -(-length // events), heads, width, states
 
 
 def _programs(problem: SsdProblem, way: Cut) -> int:
@@ -212,8 +200,8 @@ class _Runs:
 
     def __init__(self, problem: SsdProblem, runs: int) -> None:
         batch, *state = state_shape(problem)
-        self.ends = problem.x.new_empty(batch, runs, *state)
-        self.logs = problem.x.new_empty(batch, runs, state[0])
+        self.ends = new_states(problem.x, (batch, runs, *state))
+        self.logs = new_states(problem.x, (batch, runs, state[0]))
 
     def carried(self, state: Tensor | None, against_time: bool) -> Tensor:
         """Return the state before each run (B, R, H, P, N) from the first one (B, H, P, N); None is zero."""
@@ -233,8 +221,11 @@ _scan = differentiable_scan(
 
 
 def ssd_triton(problem: SsdProblem) -> tuple[Tensor, Tensor]:
-    """Compute `ssd_scan` in float32 on a GPU, with everything in the same pass; memory grows with L / 64 states."""
+    """Compute `ssd_scan` in float32 on a GPU, with everything in the same pass; memory grows with L / 64 states.
+
+    Inputs may have 16 bits.
+    """
     if not problem.x.numel() or not problem.B.numel():
         # No kernel can be launched for empty tensors.
-        return with_gate_and_padding(ssd_reference)(problem)
+        return with_gate_and_padding(ssd_reference)(moved(problem, torch.float32))
     return _scan(problem)
