@@ -111,13 +111,14 @@ def cross_entropy(problem: CrossEntropyProblem, *, backend: str = "auto") -> Los
         >>> cross_entropy(CrossEntropyProblem(states, vectors, torch.tensor([2.0]), own, block=1))[0]
         tensor([0.3133])
     """
+    compiling = torch.compiler.is_compiling()
     unusual = {
         "excluded": problem.excluded is not None,
-        "compilation": torch.compiler.is_compiling(),
+        "compilation": compiling,
         TOO_WIDE: problem.states.shape[1] > MAX_WIDTH,
     }
     given = tuple(name for name, holds in unusual.items() if holds)
-    if backend == "auto" and not os.environ.get(CROSS_ENTROPY_BACKENDS.variable):
+    if backend == "auto" and not compiling and not os.environ.get(CROSS_ENTROPY_BACKENDS.variable):
         backend = _preferred(problem, given)
     losses: Losses = CROSS_ENTROPY_BACKENDS.run(
         problem, backend, exported=cross_entropy_reference, given=given, precise=False

@@ -15,6 +15,7 @@ import argparse
 import contextlib
 import gc
 import importlib.util
+import itertools
 import json
 import os
 import re
@@ -230,6 +231,63 @@ def _time_op(op: str, length: int, sizes: Sizes) -> dict[str, Any]:
     return {"seconds": seconds}
 
 
+def softmax(sizes: Sizes, note: Note) -> None:
+    """The softmax loss with its gradients by each backend, over shared negatives and over a catalogue."""
+    import torch
+
+    from seqrec.ops.cross_entropy import CROSS_ENTROPY_BACKENDS, CrossEntropyProblem, cross_entropy
+
+    for length, candidates in itertools.product(sizes.lengths, (256, sizes.num_items)):
+        for dtype in (torch.float32, torch.bfloat16):
+            generator = torch.Generator(sizes.device).manual_seed(0)
+            events = sizes.batch_size * length
+            states, vectors = (
+                torch.randn(n, sizes.d_model, device=sizes.device, generator=generator).to(dtype)
+                for n in (events, candidates)
+            )
+            target, own = states.float().sum(1), torch.arange(events, device=sizes.device) % candidates
+            sums = torch.zeros_like(vectors, dtype=torch.float32)
+            problem = CrossEntropyProblem(states, vectors, target, own, max(1, (1 << 25) // candidates), True, sums)
+            for name in CROSS_ENTROPY_BACKENDS.names:
+                if CROSS_ENTROPY_BACKENDS[name].why_unusable(sizes.device, dtype) is not None:
+                    continue
+
+                def step(problem: Any = problem, backend: str = name) -> None:
+                    cross_entropy(problem, backend=backend)
+
+                cell = {"events": events, "candidates": candidates, "dtype": str(dtype), "backend": name}
+                note({**cell, **_attempt(_time_step, step, sizes.device)})
+
+
+def _time_step(step: Callable[[], None], device: str) -> dict[str, Any]:
+    """Return the fastest seconds of a step, and on a GPU the most bytes that it adds."""
+    import torch
+
+    from seqrec.benchmark.measurement import timed
+
+    step()
+    if device == "cpu":
+        return {"seconds": min(timed(step, device) for _ in range(5))}
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    seconds = min(timed(step, device) for _ in range(5))
+    return {"seconds": seconds, "bytes": torch.cuda.max_memory_allocated() - before}
+
+
+def blocks(sizes: Sizes, note: Note) -> None:
+    """Block sizes of the Triton kernels, as `tests.gpu.block_sizes` measures them; nothing on a CPU."""
+    import torch
+
+    from tests.gpu.block_sizes import CHOICES, measure, row_of
+
+    if sizes.device == "cpu":
+        return
+    for op, dtype in itertools.product(CHOICES, (torch.float32, torch.bfloat16)):
+        found = _attempt(measure, op, sizes.d_model, dtype, sizes.device, sizes.lengths[0])
+        row = row_of(found, torch.cuda.get_device_name()) if "choices" in found else None
+        note({**found, "choices": found.get("choices", [])[:3], "row": row})
+
+
 ENCODERS = ("MambaRec", "SASRec", "GRU4Rec", "RecMamba", "MambaRec mamba2", "RecMamba mamba2")
 PARTS = {
     "machine": Part(60, machine),
@@ -239,6 +297,8 @@ PARTS = {
     "streaming": Part(60, streaming),
     "ops": Part(60, ops),
     "tests of training": Part(180, tests, "^test_cuda_training"),
+    "softmax": Part(30, softmax),
+    "blocks": Part(60, blocks),
 }
 
 
@@ -362,7 +422,7 @@ def report(found: dict[str, Any]) -> str:
     for name, part in found["parts"].items():
         lines.append(f"{name}: {part['outcome']}, {part['seconds']} s")
         lines += [f"    {json.dumps(row)[-500:]}" for row in part["results"] if "failure" in row]
-        if name in ("machine", "streaming", "ops"):
+        if name in ("machine", "streaming", "ops", "softmax", "blocks"):
             lines += [f"    {json.dumps(_short(row))}" for row in part["results"] if "failure" not in row]
         if name.startswith("tests"):
             lines += _test_lines(part["results"])

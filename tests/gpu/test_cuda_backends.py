@@ -114,6 +114,24 @@ def test_values_and_gradients_equal_the_float64_reference(op: str, backend: str,
         assert (actual.cpu().double() - value).abs().max() <= 1e-4 * value.abs().max().clamp_min(1e-6)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("op", list(OPS))
+def test_triton_reads_and_writes_16_bits_and_computes_in_float32(op: str, dtype: torch.dtype):
+    function, backends, make, sizes = OPS[op]
+    if reason := backends["triton"].why_unusable("cuda", torch.float32, ("initial_state",)):
+        pytest.skip(reason)
+    GENERATOR.manual_seed(0)
+    inputs = {n: x.float().cuda() for n, x in make(*sizes[1]).items() if n not in FLAGS}
+    activations = [n for n, x in inputs.items() if x.shape[:2] == next(iter(inputs.values())).shape[:2]]
+    narrow = {n: x.to(dtype) if n in activations else x for n, x in inputs.items()}
+    options = {} if op == "causal_conv1d" else {"delta_softplus": True}
+    expected = outcome(function, {n: x.float().clone() for n, x in narrow.items()}, backend="triton", **options)
+    found = outcome(function, narrow, backend="triton", **options)
+    for actual, value in zip(found, expected, strict=True):
+        # Rounded once, when it is written; gradients of y arrive rounded too.
+        assert (actual.float() - value).abs().max() <= 4 * torch.finfo(dtype).eps * value.abs().max()
+
+
 @pytest.mark.parametrize("op", list(OPS))
 def test_auto_is_a_kernel_where_triton_or_a_package_is(op: str):
     _, backends, _, _ = OPS[op]

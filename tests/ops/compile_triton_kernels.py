@@ -16,7 +16,17 @@ PLACES = ("order", "counts", "starts", "seed", "own")
 INTEGERS = ("length", "channels", "states", "rows", "runs", "run_events", "run_chunks", "chunks", "blocks")
 INTEGERS += ("row_stride", "event_stride", "heads", "width", "groups", "size", "count", "threshold")
 INTEGERS += tuple(f"{name}_{way}" for name in ("x", "delta", "B", "C", "z", "dy") for way in ("row", "event"))
-INTEGERS += ("state_stride", "vector_stride", "dvector_stride", "excluded_row", "events", "candidates", "part_blocks")
+INTEGERS += (
+    "z_event",
+    "weights_event",
+    "state_stride",
+    "vector_stride",
+    "dvector_stride",
+    "excluded_row",
+    "events",
+    "candidates",
+    "part_blocks",
+)
 CONV = TABLE["causal_conv1d"][0].sizes
 CONSTANTS = {"SOFTPLUS": True, "REVERSE": True, "CHUNK": scan.CHUNK, "GROUP": scan.GROUP, "BLOCK": 128}
 CONSTANTS |= {"SILU": True, "BLOCK_L": CONV["events"], "PRECISION": "tf32x3", "S": 16}

@@ -113,6 +113,28 @@ def test_triton_at_the_smallest_sizes_equals_the_float64_reference(op, given):
         assert all(torch.equal(result[name], clean[name]) for name in clean)
 
 
+@pytest.mark.kernels
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("op", OPS, ids=lambda op: op.name)
+def test_triton_keeps_states_and_sums_of_half_precision_in_float32(op, dtype):
+    """Activations have 16 bits, and weights 32, as under autocast; against float64 of the same numbers."""
+    op.require("triton")
+    narrow = {
+        name: x.detach().to(dtype).requires_grad_() if name in op.events else x
+        for name, x in without(op.make(**SMALLEST[op]), "valid", "start").items()
+    }
+    expected = op.run(narrow, "reference", torch.float64)
+    y, last = op(narrow, "triton")
+    torch.autograd.backward((y, last), (weights(y), weights(last)))
+    found = {"y": y, "last": last, **{name: x.grad for name, x in narrow.items()}}
+    assert all(found[name].dtype == (dtype if name in ("y", *op.events) else torch.float32) for name in narrow)
+    # The interpreter cuts off the digits of bfloat16 that a GPU rounds.
+    op.assert_close(found, expected, tolerance=2 * torch.finfo(dtype).eps)
+    if op in SCANS:
+        assert last.dtype == torch.float32
+        op.assert_close({"last": last}, {"last": expected["last"]}, tolerance=1e-6)
+
+
 def test_many_events_states_and_channels_equal_the_float64_reference(case):
     op, backend = case
     op.assert_reference(op.make(**op.largest), backend)

@@ -74,6 +74,45 @@ def test_no_nan_passes_a_start_from_run_to_run(set_room):
     assert torch.equal(result["initial_state"], clean["initial_state"])
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_inputs_of_any_type_and_parts_of_wider_ones_are_read_where_they_are(launch, monkeypatch, dtype):
+    inputs = make_inputs(B=2, L=5, D=4, N=2)
+    named = {name: inputs[name].detach() for name in ("u", "delta", "z", "B", "C")}
+    wide = torch.cat(list(named.values()), -1).to(dtype).requires_grad_()
+    parts = dict(zip(named, wide.split([4, 4, 4, 2, 2], -1), strict=True))
+    parts |= {name: parts[name].detach().contiguous().requires_grad_() for name in ("u", "delta")}
+    given = []
+
+    def recorded(name):
+        kernel = getattr(launch.kernels(), name)
+
+        class Recorded:
+            def __getitem__(self, grid):
+                def start(*arguments, **constants):
+                    given.append([x for x in arguments if isinstance(x, torch.Tensor)])
+                    return kernel[grid](*arguments, **constants)
+
+                return start
+
+        monkeypatch.setattr(launch.kernels(), name, Recorded())
+
+    recorded("outputs")
+    recorded("gradients")
+    y, last = selective_scan(**inputs | parts, return_last_state=True, delta_softplus=True, backend="triton")
+    assert (y.dtype, last.dtype) == (dtype, torch.float32)
+    (y.sum() + last.sum()).backward()
+    assert len(given) == 2
+    for tensors in given:
+        places = {x.data_ptr(): x.dtype for x in tensors}
+        assert all(places[part.data_ptr()] == dtype for part in parts.values())
+    assert wide.grad.dtype == dtype
+    expected = SCAN.run(inputs | parts, "reference", torch.float64)
+    y, last = selective_scan(**inputs | parts, return_last_state=True, delta_softplus=True, backend="triton")
+    SCAN.assert_close(
+        {"y": y, "last": last}, {"y": expected["y"], "last": expected["last"]}, 1e-5 if dtype == torch.float32 else 2e-2
+    )
+
+
 def test_a_state_of_zero_stays_zero_where_a_run_would_overflow(set_room):
     set_room(64, 100)
     inputs = make_inputs(B=1, L=80, D=2, N=2)

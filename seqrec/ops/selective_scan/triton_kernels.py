@@ -4,8 +4,9 @@ A program is one warp: it walks one run of events of one row for a block of chan
 registers. Letters as in `selective_scan`, but N and D are a block's: powers of two, of which `states` and
 `channels` may fill less. In registers A holds A log2(e), so a decay is one exp2. Tensors of states that are passed
 between kernels are (.., N, D), because neighbouring lanes then read neighbouring channels; callers get (.., D, N).
-Flags are uint8; None is an argument that was not given. Inputs and gradients of them have any type of real numbers;
-states and all arithmetic are float32.
+Inputs and gradients of them have any type of real numbers; states and all arithmetic are float32. Rows of an input
+follow each other, and so do an event's numbers; z, B and C may be parts of wider tensors, with `z_event` and
+`weights_event` numbers from one event to the next. Flags are uint8; None is an argument that was not given.
 """
 
 # Annotated arguments are constant at compile time, the others are pointers and integers. Triton is a subset of Python:
@@ -92,18 +93,18 @@ def read_event(source, event, inside, at):
 
     Padding, and places outside the run, are no events: nothing is read, and all numbers are 0.
     """
-    u, delta, B, C, z, dy, valid, start = source
+    u, delta, B, C, z, dy, valid, start, z_event, weights_event = source
     d, n, has_d, has_n, channels, states = at
     restart = inside if start is None else tl.load(start + event, mask=inside, other=0) != 0
     here = inside if valid is None else tl.load(valid + event, mask=inside, other=0) != 0
-    of_d, of_n = event * channels + d, event * states + n
+    of_d, of_n = event * channels + d, event * weights_event + n
     # Not `&`: some interpreters turn a block and a scalar into integers, and refuse those as masks.
     has_d, has_n = tl.where(here, has_d, False), tl.where(here, has_n, False)
     u_t = 0.0 if u is None else read_real(u + of_d, has_d)
     delta_t = read_real(delta + of_d, has_d)
     b_t = 0.0 if B is None else read_real(B + of_n, has_n)
     c_t = 0.0 if C is None else read_real(C + of_n, has_n)
-    z_t = 0.0 if z is None else read_real(z + of_d, has_d)
+    z_t = 0.0 if z is None else read_real(z + event * z_event + d, has_d)
     dy_t = 0.0 if dy is None else read_real(dy + of_d, has_d)
     return u_t, delta_t, b_t, c_t, z_t, dy_t, here, restart
 
@@ -121,13 +122,13 @@ def read_states(tensor, number, tile, has_tile, at):
 @triton.jit(do_not_specialize=["length", "runs", "run_events"])
 def run_ends(
     u, delta, A, B, bias, valid, start, ends, sums, cuts,
-    length, channels, states, runs, run_events,
+    weights_event, length, channels, states, runs, run_events,
     SOFTPLUS: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """Compute each run's last state from zero (B, R, N, D), the sum of its step sizes, and if it has a start."""
     row, run, block, at, tile, has_tile = locate(runs, channels, states, BLOCK_D, BLOCK_N)
     a, shift = of_states(A, at) * LOG2E, of_channels(bias, at)
-    source = (u, delta, B, None, None, None, valid, start)
+    source = (u, delta, B, None, None, None, valid, start, 0, weights_event)
     state, total = tl.zeros([BLOCK_N, BLOCK_D], tl.float32), tl.zeros([BLOCK_D], tl.float32)
     begin, cut = run * run_events, tl.full([], False, tl.int1)
     end = tl.minimum(begin + run_events, length)
@@ -177,13 +178,13 @@ def carry(ends, sums, cuts, A, state, begins, channels, states, runs, REVERSE: t
 @triton.jit(do_not_specialize=["length", "runs", "run_chunks", "chunks"])
 def outputs(
     u, delta, A, B, C, D, z, bias, valid, start, begins, y, last, kept,
-    length, channels, states, runs, run_chunks, chunks,
+    z_event, weights_event, length, channels, states, runs, run_chunks, chunks,
     SOFTPLUS: tl.constexpr, CHUNK: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """Compute y and the last state from each run's first state; keep the state before each chunk (B, K, N, D)."""
     row, run, block, at, tile, has_tile = locate(runs, channels, states, BLOCK_D, BLOCK_N)
     a, shift, skip = of_states(A, at) * LOG2E, of_channels(bias, at), of_channels(D, at)
-    source = (u, delta, B, C, z, None, valid, start)
+    source = (u, delta, B, C, z, None, valid, start, z_event, weights_event)
     state = read_states(begins, row * runs + run, tile, has_tile, at)
     begin = run * run_chunks * CHUNK
     end = tl.minimum(begin + run_chunks * CHUNK, length)
@@ -212,13 +213,13 @@ def outputs(
 @triton.jit(do_not_specialize=["length", "runs", "run_events"])
 def run_begins(
     delta, A, C, z, dy, bias, valid, start, ends, sums, cuts,
-    length, channels, states, runs, run_events,
+    z_event, weights_event, length, channels, states, runs, run_events,
     SOFTPLUS: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """Run `run_ends` against time: the gradient of the state before each run, if that of the state after it is zero."""
     row, run, block, at, tile, has_tile = locate(runs, channels, states, BLOCK_D, BLOCK_N)
     a, shift = of_states(A, at) * LOG2E, of_channels(bias, at)
-    source = (None, delta, None, C, z, dy, valid, start)
+    source = (None, delta, None, C, z, dy, valid, start, z_event, weights_event)
     grad, total = tl.zeros([BLOCK_N, BLOCK_D], tl.float32), tl.zeros([BLOCK_D], tl.float32)
     begin, cut = run * run_events, tl.full([], False, tl.int1)
     end = tl.minimum(begin + run_events, length)
@@ -314,7 +315,7 @@ def _undo_group(
 def gradients(
     u, delta, A, B, C, D, z, bias, valid, start, kept, dy, dafter, scratch,
     du, ddelta, dA, dB, dC, dD, dz, dbias, dfirst,
-    length, channels, states, rows, runs, run_chunks, chunks,
+    z_event, weights_event, length, channels, states, rows, runs, run_chunks, chunks,
     SOFTPLUS: tl.constexpr, CHUNK: tl.constexpr, GROUP: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """Compute all gradients, chunk by chunk from each run's end.
@@ -324,7 +325,8 @@ def gradients(
     """
     row, run, block, at, tile, has_tile = locate(runs, channels, states, BLOCK_D, BLOCK_N)
     weights = (of_states(A, at) * LOG2E, of_channels(bias, at), of_channels(D, at))
-    inputs, source = (u, delta, B, None, None, None, valid, start), (u, delta, B, C, z, dy, valid, start)
+    inputs = (u, delta, B, None, None, None, valid, start, 0, weights_event)
+    source = (u, delta, B, C, z, dy, valid, start, z_event, weights_event)
     results = (du, ddelta, dB, dC, dz)
     place = row * runs + run
     grad = read_states(dafter, place, tile, has_tile, at)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from seqrec.ops.block_sizes import block_sizes
+from seqrec.ops.compiled_library import by_event, distance
 from seqrec.ops.problems import at_least_float32, empty_like
 from seqrec.ops.scans import differentiable_scan, new_outputs, new_parts, new_states, sum_parts
 from seqrec.ops.selective_scan.reference import ScanProblem, state_shape
@@ -101,13 +102,13 @@ def _forward(problem: ScanProblem, keep: bool) -> tuple[Tensor, Tensor, Tensor]:
         y, last, kept = new_outputs(u, state_shape(problem), _kept_shape(problem) if keep else None)
         return y, last.zero_() if initial_state is None else last.copy_(initial_state), kept
     way = cut(u, A, room(u.device, states, "forward"))
-    begins = _states_first(initial_state)
+    begins, distances = _states_first(initial_state), _distances(z, B)
     blocks = {"BLOCK_D": way.block_d, "BLOCK_N": way.block_n, "num_warps": 1, **FORWARD_REGISTERS}
     with launching_on(u):
         if way.runs > 1:
             part = _Runs(u, states, way.runs, start)
             kernels().run_ends[(batch * way.runs * way.blocks,)](
-                *(u, delta, A, B, bias, valid, start, part.ends, part.sums, part.cuts),
+                *(u, delta, A, B, bias, valid, start, part.ends, part.sums, part.cuts, distances[1]),
                 *(length, channels, states, way.runs, way.run_chunks * CHUNK),
                 SOFTPLUS=softplus,
                 **blocks,
@@ -116,7 +117,7 @@ def _forward(problem: ScanProblem, keep: bool) -> tuple[Tensor, Tensor, Tensor]:
         y, last, kept = new_outputs(u, state_shape(problem), _kept_shape(problem) if keep else None)
         kernels().outputs[(batch * way.runs * way.blocks,)](
             *(u, delta, A, B, C, D, z, bias, valid, start, begins, y, last, kept if keep else None),
-            *(length, channels, states, way.runs, way.run_chunks, way.chunks),
+            *(*distances, length, channels, states, way.runs, way.run_chunks, way.chunks),
             SOFTPLUS=softplus,
             CHUNK=CHUNK,
             **blocks,
@@ -133,7 +134,7 @@ def _backward(problem: ScanProblem, kept: Tensor, dy: Tensor | None, dlast: Tens
         dfirst = new_states(u, (batch, channels, states))
         return [*nothing, dfirst.zero_() if dlast is None else dfirst.copy_(dlast)]
     way = cut(u, A, room(u.device, states, "backward"))
-    dy = torch.zeros_like(u) if dy is None else dy.contiguous()
+    dy, distances = torch.zeros_like(u) if dy is None else dy.contiguous(), _distances(z, B)
     blocks = {"BLOCK_D": way.block_d, "BLOCK_N": way.block_n, "num_warps": 1}
     programs = batch * way.runs * way.blocks
     dafter, dfirst = _states_first(dlast), new_states(u, (batch, channels, states))
@@ -142,7 +143,7 @@ def _backward(problem: ScanProblem, kept: Tensor, dy: Tensor | None, dlast: Tens
             part = _Runs(u, states, way.runs, start)
             kernels().run_begins[(programs,)](
                 *(delta, A, C, z, dy, bias, valid, start, part.ends, part.sums, part.cuts),
-                *(length, channels, states, way.runs, way.run_chunks * CHUNK),
+                *(*distances, length, channels, states, way.runs, way.run_chunks * CHUNK),
                 SOFTPLUS=softplus,
                 **blocks,
             )
@@ -156,7 +157,7 @@ def _backward(problem: ScanProblem, kept: Tensor, dy: Tensor | None, dlast: Tens
         kernels().gradients[(programs,)](
             *(u, delta, A, B, C, D, z, bias, valid, start, kept, dy, dafter, scratch),
             *(du, ddelta, dA, dB, dC, dD, dz, dbias, dfirst),
-            *(length, channels, states, batch, way.runs, way.run_chunks, way.chunks),
+            *(*distances, length, channels, states, batch, way.runs, way.run_chunks, way.chunks),
             SOFTPLUS=softplus,
             CHUNK=CHUNK,
             GROUP=GROUP,
@@ -173,10 +174,17 @@ def _kept_shape(problem: ScanProblem) -> tuple[int, ...]:
 
 
 def _prepared(problem: ScanProblem) -> ScanProblem:
-    """Make tensors contiguous, and flags bytes, as kernels read them."""
-    ready = (x.contiguous() if isinstance(x, Tensor) else x for x in problem)
+    """Make tensors contiguous but for parts of wider ones, and flags bytes, as kernels read them."""
+    z, (B, C) = problem.z, by_event(problem.B, problem.C)
+    parts = {"B": B, "C": C, "z": z if z is None else by_event(z)[0]}
+    ready = (x.contiguous() if isinstance(x, Tensor) else x for x in problem._replace(B=None, C=None, z=None))
     ready = (x.view(torch.uint8) if isinstance(x, Tensor) and x.dtype == torch.bool else x for x in ready)
-    return ScanProblem(*ready)  # type: ignore[arg-type]  # field by field of the same kind
+    return ScanProblem(*ready)._replace(**parts)  # type: ignore[arg-type]  # field by field of the same kind
+
+
+def _distances(z: Tensor | None, B: Tensor) -> tuple[int, int]:
+    """Return the numbers from one event to the next of z, and of B and C."""
+    return 0 if z is None else distance(z), distance(B)
 
 
 def _states_first(x: Tensor | None) -> Tensor | None:
