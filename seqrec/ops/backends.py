@@ -58,7 +58,7 @@ class Backend(Generic[Function]):
     unsupported_args: frozenset[str] = frozenset()
     extra: bool = False
     never_auto: frozenset[str] = frozenset()
-    narrow: frozenset[torch.dtype] = frozenset()
+    narrow: tuple[torch.dtype, ...] = ()
 
     def why_unusable(self, device: str, dtype: torch.dtype, given: Iterable[str] = ()) -> str | None:
         """Return why it cannot compute on a device type, in a dtype, with these optional arguments; None if it can."""
@@ -184,8 +184,9 @@ class Backends(Generic[Function]):
         dtype = torch.promote_types(x.dtype, torch.float32) if precise else x.dtype
         if not precise and any(isinstance(y, Tensor) and y.is_floating_point() and y.dtype != dtype for y in problem):
             given = (*given, MIXED_DTYPES)
-        function, narrow = exported, frozenset[torch.dtype]()
-        if not (wanted == "auto" and is_exporting()):
+        if wanted == "auto" and is_exporting():
+            function, narrow = exported, ()
+        else:
             backend = self[self._chosen(wanted, x.device.type, dtype, given)]
             function, narrow = backend.function, backend.narrow
         if not precise:

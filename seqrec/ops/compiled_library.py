@@ -39,7 +39,8 @@ def _layout(numbers: str, pointers: str) -> type[ctypes.Structure]:
 # Op -> type of the one argument of its functions: OP, or OP_forward and OP_backward.
 LAYOUTS: Mapping[str, type[ctypes.Structure]] = {
     "scan": _layout(
-        "batch length channels states interval groups z_event weights_event dz_event dweights_event threads softplus",
+        "batch length channels states interval groups z_event weights_event dz_event dweights_event threads softplus"
+        " narrow",
         "valid start u delta z A B C D delta_bias initial_state y last_state kept_states"
         " dy dlast_state du ddelta dz dA dD ddelta_bias dB dC dinitial_state",
     ),
@@ -51,7 +52,7 @@ LAYOUTS: Mapping[str, type[ctypes.Structure]] = {
     ),
     "gated_norm": _layout("events width z_event dz_event piece threads", "y z weight out dout dy dz dweight"),
     "conv": _layout(
-        "batch length channels taps row_stride event_stride dx_event piece threads silu",
+        "batch length channels taps row_stride event_stride dx_event piece threads silu narrow",
         "valid start x weight bias initial_state out last_state dout dlast_state dx dweight dbias dinitial_state",
     ),
     "product": _layout("rows columns steps c_row a_row b_row add threads", "A B C"),
@@ -144,8 +145,10 @@ def variant() -> str | None:
     return None if library is None else text
 
 
-def compiled_backend(function: Function, unsupported_args: frozenset[str] = frozenset()) -> Backend[Function]:
-    """Describe an op's backend "cpp", for a function that calls the library."""
+def compiled_backend(
+    function: Function, unsupported_args: frozenset[str] = frozenset(), narrow: tuple[torch.dtype, ...] = ()
+) -> Backend[Function]:
+    """Describe an op's backend "cpp", for a function that calls the library; arguments as in `Backend`."""
     return Backend(
         "cpp",
         function,
@@ -153,6 +156,7 @@ def compiled_backend(function: Function, unsupported_args: frozenset[str] = froz
         supports=lambda device, dtype: device == "cpu" and dtype == torch.float32,
         missing=load_error,
         unsupported_args=unsupported_args | {MIXED_DTYPES},
+        narrow=narrow,
     )
 
 
@@ -162,8 +166,8 @@ def call(function: str, numbers: Mapping[str, int], tensors: Mapping[str, Tensor
     Args:
         function: Its name.
         numbers: Field -> number.
-        tensors: Field -> float32, int64 or bool tensor on CPU, laid out as in `cpp/problems.h`. The caller keeps a
-            reference during the call. None is a null pointer.
+        tensors: Field -> float32, bfloat16, int64 or bool tensor on CPU, laid out as in `cpp/problems.h`. The caller
+            keeps a reference during the call. None is a null pointer.
 
     Raises:
         InputError: if the library is unavailable.
@@ -180,7 +184,7 @@ def call(function: str, numbers: Mapping[str, int], tensors: Mapping[str, Tensor
 
 
 def distance(x: Tensor) -> int:
-    """Return the floats from one event of x (B, L, ...) to the next; torch's stride of a single event may differ."""
+    """Return the numbers from one event of x (B, L, ...) to the next; torch's stride of a single event may differ."""
     return x.stride(0) if x.shape[1] == 1 else x.stride(1)
 
 

@@ -35,6 +35,11 @@ def moved(problem: Problem, target: torch.dtype | torch.device, kept: Collection
     )
 
 
+def are_narrow(*tensors: Tensor | None) -> bool:
+    """Return True if all tensors that are given are bfloat16."""
+    return all(x is None or x.dtype == torch.bfloat16 for x in tensors)
+
+
 def at_least_float32(values: Tensor) -> Tensor:
     """Return 16-bit values as float32, for sums and exponentials; other values unchanged."""
     return values.float() if values.dtype in (torch.bfloat16, torch.float16) else values

@@ -21,7 +21,7 @@ from seqrec.ops.backends import Backend, Function
 OLDEST = (3, 4)
 DEVICES = ("cuda", "cpu")
 # Types of activations that kernels read and write as they are, and compute with in float32.
-LOW_PRECISION = frozenset({torch.float16, torch.bfloat16})
+LOW_PRECISION = (torch.float16, torch.bfloat16)
 
 
 def interprets() -> bool:
@@ -63,7 +63,7 @@ def triton_backend(
     load: Callable[[], object],
     unsupported_args: frozenset[str] = frozenset(),
     dtypes: Sequence[torch.dtype] = (torch.float32,),
-    narrow: frozenset[torch.dtype] = frozenset(),
+    narrow: tuple[torch.dtype, ...] = (),
 ) -> Backend[Function]:
     """Describe an op's backend "triton", for a function that starts the kernels that `load` imports.
 

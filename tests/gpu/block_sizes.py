@@ -105,8 +105,8 @@ def measure(
     of_table = next((seconds for seconds, sizes in found if not sizes), None)
     ranked = [{"seconds": seconds, **sizes} for seconds, sizes in sorted(found, key=lambda pair: pair[0]) if sizes]
     shape = {"op": op, "width": width, "dtype": str(dtype).removeprefix("torch.")}
-    return {**shape, "table": dict(block_sizes(op, torch.device(device), width)), "seconds of table": of_table,
-            "choices": ranked, "failed": failed}  # fmt: skip
+    table = dict(block_sizes(op, torch.device(device), width))
+    return {**shape, "table": table, "seconds of table": of_table, "choices": ranked, "failed": failed}
 
 
 def row_of(found: Mapping[str, Any], card: str) -> str | None:

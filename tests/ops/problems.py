@@ -42,6 +42,7 @@ class Op:
         sizing: The argument that decides sizes besides the first one.
         step: Computes a single event; None for the convolution.
         least: Smallest scale that errors are compared with.
+        narrow_states: States that have the type of the first input.
         terms: Gradient that is a sum over events -> a gradient as large as its terms, which may cancel.
     """
 
@@ -61,6 +62,7 @@ class Op:
     sizing: str
     step: Callable[..., Any] | None = None
     least: float = 1e-6
+    narrow_states: tuple[str, ...] = ()
     terms: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -247,6 +249,7 @@ CONVOLUTION = Op(
     begins=(0, 1, 3, 13, 40, 45),
     plain="shifted",
     sizing="weight",
+    narrow_states=("initial_state",),
 )
 # `test_gated_delta` has its tests.
 GATED_DELTA = Op(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from gpu import block_sizes as command
 
 from seqrec.errors import InputError
 from seqrec.ops import block_sizes as module
@@ -60,3 +61,31 @@ def test_rows_of_any_card_and_width_come_first_and_have_all_sizes(op: str):
     assert general[0]
     names = {name for row, is_general in zip(TABLE[op], general, strict=True) if is_general for name in row.sizes}
     assert all(row.sizes.keys() <= names for row in TABLE[op])
+
+
+def test_the_command_tries_sizes_that_ops_have():
+    assert command.CHOICES.keys() == TABLE.keys()
+    for op in TABLE:
+        for sizes in command.combinations(op):
+            with forced_block_sizes(op, **sizes):
+                assert sizes.items() <= block_sizes(op, CPU).items()
+
+
+@pytest.mark.kernels
+@pytest.mark.parametrize("op", list(TABLE))
+def test_the_command_measures_each_op(monkeypatch: pytest.MonkeyPatch, op: str):
+    names = command.CHOICES[op]
+    monkeypatch.setattr(command, "combinations", lambda op: [{name: sizes[0] for name, sizes in names.items()}])
+    found = command.measure(op, 3, torch.float32, "cpu", events=2, rounds=1)
+    assert not found["failed"]
+    assert found["choices"][0]["seconds"] > 0
+    assert found["seconds of table"] > 0
+
+
+def test_a_row_is_printed_if_a_choice_is_clearly_faster_than_the_table():
+    choices = [{"seconds": 0.9, "warps": 8}, {"seconds": 1.2, "warps": 4}]
+    found = {"op": "ssd", "width": 32, "seconds of table": 1.0, "choices": choices}
+    assert command.row_of(found, "NVIDIA H100") == '"ssd": BlockRow("NVIDIA H100", 32, {"warps": 8})'
+    assert command.row_of(found | {"seconds of table": 0.91}, "NVIDIA H100") is None
+    assert command.row_of(found | {"seconds of table": None}, "NVIDIA H100") is not None
+    assert command.row_of(found | {"choices": []}, "NVIDIA H100") is None

@@ -113,26 +113,52 @@ def test_triton_at_the_smallest_sizes_equals_the_float64_reference(op, given):
         assert all(torch.equal(result[name], clean[name]) for name in clean)
 
 
+def check_half_precision(op, backend, inputs, dtype, tolerance):
+    """Activations have 16 bits, and weights 32, as under autocast; compared with float64 of the same numbers."""
+    narrow = {
+        name: x.detach().to(dtype).requires_grad_() if name in (*op.events, *op.narrow_states) else x
+        for name, x in inputs.items()
+    }
+    expected = op.run(narrow, "reference", torch.float64)
+    y, last = op(narrow, backend)
+    torch.autograd.backward((y, last), (weights(y), weights(last)))
+    real = {name: x for name, x in narrow.items() if x.is_floating_point()}
+    assert all(x.grad.dtype == x.dtype for x in real.values())
+    assert y.dtype == dtype
+    op.assert_close({"y": y, "last": last, **{name: x.grad for name, x in real.items()}}, expected, tolerance)
+    if op in SCANS:
+        assert last.dtype == torch.float32
+        op.assert_close({"last": last}, {"last": expected["last"]}, tolerance=1e-5)
+
+
 @pytest.mark.kernels
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("op", OPS, ids=lambda op: op.name)
 def test_triton_keeps_states_and_sums_of_half_precision_in_float32(op, dtype):
-    """Activations have 16 bits, and weights 32, as under autocast; against float64 of the same numbers."""
     op.require("triton")
-    narrow = {
-        name: x.detach().to(dtype).requires_grad_() if name in op.events else x
-        for name, x in without(op.make(**SMALLEST[op]), "valid", "start").items()
-    }
-    expected = op.run(narrow, "reference", torch.float64)
-    y, last = op(narrow, "triton")
-    torch.autograd.backward((y, last), (weights(y), weights(last)))
-    found = {"y": y, "last": last, **{name: x.grad for name, x in narrow.items()}}
-    assert all(found[name].dtype == (dtype if name in ("y", *op.events) else torch.float32) for name in narrow)
     # The interpreter cuts off the digits of bfloat16 that a GPU rounds.
-    op.assert_close(found, expected, tolerance=2 * torch.finfo(dtype).eps)
-    if op in SCANS:
-        assert last.dtype == torch.float32
-        op.assert_close({"last": last}, {"last": expected["last"]}, tolerance=1e-6)
+    inputs = without(op.make(**SMALLEST[op]), "valid", "start")
+    check_half_precision(op, "triton", inputs, dtype, 2 * torch.finfo(dtype).eps)
+
+
+@pytest.mark.parametrize("flags", [False, True])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("op", OPS, ids=lambda op: op.name)
+def test_cpp_keeps_states_and_sums_of_half_precision_in_float32(op, dtype, flags):
+    op.require("cpp")
+    check_half_precision(op, "cpp", op.make(**op.larger, flags=flags), dtype, torch.finfo(dtype).eps)
+
+
+@pytest.mark.parametrize("op", [SCAN, CONVOLUTION], ids=lambda op: op.name)
+def test_cpp_rounds_bfloat16_as_torch_does_and_no_number_stays_none(variant, op):
+    inputs = op.detached(**op.larger, dtype=torch.bfloat16)
+    wide = {name: x.float() for name, x in inputs.items()}
+    y, expected = op(inputs, "cpp")[0], op(wide, "cpp")[0]
+    assert torch.equal(y, expected.bfloat16())
+    inputs[op.events[0]][1, 4] = NAN
+    y = op(inputs, "cpp")[0]
+    assert y[1, 4].isnan().all()
+    assert not y[0].isnan().any()
 
 
 def test_many_events_states_and_channels_equal_the_float64_reference(case):

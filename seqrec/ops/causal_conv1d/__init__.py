@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal, overload
 
+import torch
 from torch import Tensor
 
 from seqrec.ops.backends import Backend, Backends
@@ -30,7 +31,7 @@ CONV_BACKENDS: Backends[Convolution] = Backends(
     "causal convolution",
     "SEQREC_CONV_BACKEND",
     [
-        compiled_backend(conv_compiled),
+        compiled_backend(conv_compiled, narrow=(torch.bfloat16,)),
         triton_backend(conv_triton, kernels, narrow=LOW_PRECISION),
         package_backend("causal_conv1d", conv_package, missing, unsupported_args={OTHER_TAPS}),
         Backend("shifted", with_state_and_padding(convolve_shifted)),
@@ -88,9 +89,10 @@ def causal_conv1d(
 
     Backends, in the order in which "auto" prefers them; all give the same values and gradients:
 
-    - "cpp": compiled, float32 on CPU, vector instructions and threads.
-    - "triton": kernels for GPUs, float32, any number of taps, the same bits each time. Needs triton, which torch for
-      CUDA on Linux brings. With TRITON_INTERPRET=1 it runs on CPU instead, for tests; never "auto" there.
+    - "cpp": compiled, float32 on CPU, vector instructions and threads. Reads and writes bfloat16 as it is.
+    - "triton": kernels for GPUs, float32, any number of taps, the same bits each time. Reads and writes 16-bit inputs
+      as they are. Needs triton, which torch for CUDA on Linux brings. With TRITON_INTERPRET=1 it runs on CPU instead,
+      for tests; never "auto" there.
     - "causal_conv1d": the CUDA kernels of that package, float32, 2 to 4 taps, and not under
       `torch.use_deterministic_algorithms`. An extra that users install.
     - "shifted": plain torch, any device, float32 and float64.

@@ -191,14 +191,12 @@ KERNEL_EXPORT int64_t cross_entropy_problem_bytes() { return sizeof(CrossEntropy
 KERNEL_EXPORT int64_t best_items_problem_bytes() { return sizeof(BestItemsProblem); }
 
 KERNEL_EXPORT int scan_forward(const ScanProblem* p) {
-  return run(*p, p->batch * blocks_of(*p), scan_work(*p), scan_forward_scratch(*p), scan_forward_task);
+  return run(*p, p->batch * blocks_of(*p), scan_work(*p), scan_forward_scratch(*p),
+             p->narrow ? scan_forward_task<BFloat16> : scan_forward_task<float>);
 }
 
 KERNEL_EXPORT int scan_backward(const ScanProblem* p) {
-  const auto task = p->valid || p->start ? scan_backward_task<true, 0>
-                    : p->states == 32    ? scan_backward_task<false, 32>
-                    : p->states == 16    ? scan_backward_task<false, 16>
-                                         : scan_backward_task<false, 0>;
+  const auto task = p->narrow ? scan_backward_of<BFloat16>(*p) : scan_backward_of<float>(*p);
   return run(*p, p->batch * p->groups, scan_work(*p), scan_backward_scratch(*p), task);
 }
 
@@ -211,11 +209,13 @@ KERNEL_EXPORT int ssd_backward(const SsdProblem* p) {
 }
 
 KERNEL_EXPORT int conv_forward(const ConvProblem* p) {
-  return run(*p, p->batch * pieces_of(*p), conv_work(*p), conv_scratch(*p), conv_forward_task);
+  return run(*p, p->batch * pieces_of(*p), conv_work(*p), conv_scratch(*p),
+             p->narrow ? conv_forward_task<BFloat16> : conv_forward_task<float>);
 }
 
 KERNEL_EXPORT int conv_backward(const ConvProblem* p) {
-  return run(*p, p->batch * pieces_of(*p), 2 * conv_work(*p), conv_scratch(*p), conv_backward_task);
+  return run(*p, p->batch * pieces_of(*p), 2 * conv_work(*p), conv_scratch(*p),
+             p->narrow ? conv_backward_task<BFloat16> : conv_backward_task<float>);
 }
 
 KERNEL_EXPORT int gated_norm_forward(const GatedNormProblem* p) {

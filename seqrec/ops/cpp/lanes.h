@@ -42,11 +42,54 @@ inline void store(float* to, Vec v, int count) {
 }
 #endif
 
+// A bfloat16 in memory: the upper half of a float32. Arithmetic is float32.
+struct BFloat16 {
+  uint16_t bits;
+};
+typedef uint16_t Halves __attribute__((vector_size(2 * LANES)));
+typedef uint32_t Words __attribute__((vector_size(4 * LANES)));
+
+inline Vec load(const BFloat16* from, int count) {
+  Halves halves{};
+  if (count == LANES)
+    std::memcpy(&halves, from, sizeof halves);
+  else
+    for (int i = 0; i < count; ++i) halves[i] = from[i].bits;
+  const Words words = __builtin_convertvector(halves, Words) << 16;
+  Vec v;
+  std::memcpy(&v, &words, sizeof v);
+  return v;
+}
+
+// Rounded to the nearest, of two to the even one; a NaN stays one.
+inline void store(BFloat16* to, Vec v, int count) {
+  Words words;
+  std::memcpy(&words, &v, sizeof v);
+  const Words rounded = (words + ((words >> 16) & 1) + 0x7fff) >> 16, quiet = (words >> 16) | 0x40;
+  const Halves halves = __builtin_convertvector(v == v ? rounded : quiet, Halves);
+  if (count == LANES)
+    std::memcpy(to, &halves, sizeof halves);
+  else
+    for (int i = 0; i < count; ++i) to[i].bits = halves[i];
+}
+
+// A pointer of a problem to activations, which are float32 or bfloat16.
+template <typename T>
+inline const T* as(const float* x) {
+  return reinterpret_cast<const T*>(x);
+}
+
+template <typename T>
+inline T* as(float* x) {
+  return reinterpret_cast<T*>(x);
+}
+
 inline float* floats(Vec* v) { return reinterpret_cast<float*>(v); }
 
 inline const float* floats(const Vec* v) { return reinterpret_cast<const float*>(v); }
 
-inline Vec load_or_zero(const float* from, int64_t offset, int count) {
+template <typename T>
+inline Vec load_or_zero(const T* from, int64_t offset, int count) {
   return from ? load(from + offset, count) : Vec{};
 }
 

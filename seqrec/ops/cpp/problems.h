@@ -11,9 +11,10 @@ struct ScanProblem {
   int64_t batch, length, channels, states;
   int64_t interval;  // S
   int64_t groups;    // parts into which backward splits the channel blocks of a row; one slice of dB, dC each
-  // Floats from one event to the next of z, of B and C, and of their gradients.
+  // Numbers from one event to the next of z, of B and C, and of their gradients.
   int64_t z_event, weights_event, dz_event, dweights_event;
   int64_t threads, softplus;
+  int64_t narrow;  // if u, delta, z, B, C, y, dy, du, ddelta and dz are bfloat16; all else is float32
   const uint8_t *valid, *start;       // (B, L), 0 or 1; all valid, no starts
   const float *u, *delta, *z;         // (B, L, D), z strided
   const float *A;                     // (D, N)
@@ -88,10 +89,11 @@ struct ResidualNormProblem {
 // W taps, E events of a piece, which is the part of a row that one thread takes at a time.
 struct ConvProblem {
   int64_t batch, length, channels, taps;
-  int64_t row_stride, event_stride;  // of x, in floats
-  int64_t dx_event;                  // floats from one event of dx to the next
+  int64_t row_stride, event_stride;  // of x, in numbers
+  int64_t dx_event;                  // numbers from one event of dx to the next
   int64_t piece;                     // E
   int64_t threads, silu;
+  int64_t narrow;  // if x, out, the states and their gradients are bfloat16; all else is float32
   const uint8_t *valid, *start;  // (B, L), 0 or 1; all valid, no starts
   const float *x;                // (B, L, D), strided
   const float *weight;           // (W, D), oldest tap first

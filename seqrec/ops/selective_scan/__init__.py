@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from seqrec.ops.backends import Backend, Backends
@@ -29,7 +30,7 @@ SCAN_BACKENDS: Backends[Scan] = Backends(
     "selective scan",
     "SEQREC_SCAN_BACKEND",
     [
-        compiled_backend(scan_compiled),
+        compiled_backend(scan_compiled, narrow=(torch.bfloat16,)),
         triton_backend(scan_triton, kernels, narrow=LOW_PRECISION),
         package_backend("mamba_ssm", scan_mamba_ssm, missing, unsupported_args={"start", TOO_MANY_STATES}),
         Backend("chunked", with_gate_and_padding(scan_chunked)),
@@ -64,17 +65,18 @@ def selective_scan(
 
     Backends, in the order in which "auto" prefers them; all give the same values and gradients:
 
-    - "cpp": compiled, float32 on CPU, vector instructions and threads.
-    - "triton": kernels for GPUs, float32, any number of states, the same bits each time. Needs triton, which torch
-      for CUDA on Linux brings. With TRITON_INTERPRET=1 it runs on CPU instead, for tests; never "auto" there.
+    - "cpp": compiled, float32 on CPU, vector instructions and threads. Reads and writes bfloat16 as it is.
+    - "triton": kernels for GPUs, float32, any number of states, the same bits each time. Reads and writes 16-bit inputs
+      as they are. Needs triton, which torch for CUDA on Linux brings. With TRITON_INTERPRET=1 it runs on CPU instead,
+      for tests; never "auto" there.
     - "mamba_ssm": the CUDA kernels of that package, float32, up to 256 states per channel, no `start`, and not under
       `torch.use_deterministic_algorithms`. An extra that users install.
     - "chunked": plain torch, any device, float32 and float64.
     - "reference": sequential, for tests; the only one with second derivatives. Never "auto".
 
-    float16 and bfloat16 are computed in float32. If "auto" uses a slower backend because a better one is missing, a
-    warning is logged once; `seqrec doctor` lists the backends. While `torch.export` traces, "auto" is plain torch,
-    whatever the environment variable.
+    float16 and bfloat16 are computed in float32, with states in float32. If "auto" uses a slower backend because a
+    better one is missing, a warning is logged once; `seqrec doctor` lists the backends. While `torch.export` traces,
+    "auto" is plain torch, whatever the environment variable.
 
     Args:
         u: (B, L, D) inputs.
