@@ -184,15 +184,15 @@ class Backends(Generic[Function]):
         dtype = torch.promote_types(x.dtype, torch.float32) if precise else x.dtype
         if not precise and any(isinstance(y, Tensor) and y.is_floating_point() and y.dtype != dtype for y in problem):
             given = (*given, MIXED_DTYPES)
-        if wanted == "auto" and is_exporting():
-            function, narrow = exported, ()
-        else:
+        function: Any = exported
+        kept: tuple[torch.dtype, ...] = (dtype,)
+        if not (wanted == "auto" and is_exporting()):
             backend = self[self._chosen(wanted, x.device.type, dtype, given)]
-            function, narrow = backend.function, backend.narrow
+            function, kept = backend.function, (dtype, *backend.narrow)
         if not precise:
             return function(problem)
         with without_autocast(x.device.type):
-            return function(moved(problem, dtype, kept=narrow))
+            return function(moved(problem, dtype, kept=kept))
 
     @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
     def _chosen(self, wanted: str, device: str, dtype: torch.dtype, given: tuple[str, ...]) -> str:

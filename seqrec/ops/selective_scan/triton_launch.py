@@ -175,11 +175,14 @@ def _kept_shape(problem: ScanProblem) -> tuple[int, ...]:
 
 def _prepared(problem: ScanProblem) -> ScanProblem:
     """Make tensors contiguous but for parts of wider ones, and flags bytes, as kernels read them."""
-    z, (B, C) = problem.z, by_event(problem.B, problem.C)
-    parts = {"B": B, "C": C, "z": z if z is None else by_event(z)[0]}
-    ready = (x.contiguous() if isinstance(x, Tensor) else x for x in problem._replace(B=None, C=None, z=None))
-    ready = (x.view(torch.uint8) if isinstance(x, Tensor) and x.dtype == torch.bool else x for x in ready)
-    return ScanProblem(*ready)._replace(**parts)  # type: ignore[arg-type]  # field by field of the same kind
+    ready = problem._asdict()
+    ready["B"], ready["C"] = by_event(problem.B, problem.C)
+    ready["z"] = None if problem.z is None else by_event(problem.z)[0]
+    for name, value in ready.items():
+        if isinstance(value, Tensor) and name not in ("B", "C", "z"):
+            value = value.contiguous()
+            ready[name] = value.view(torch.uint8) if value.dtype == torch.bool else value
+    return ScanProblem(**ready)
 
 
 def _distances(z: Tensor | None, B: Tensor) -> tuple[int, int]:
