@@ -46,7 +46,7 @@ class Backend(Generic[Function]):
         unsupported_args: Names of the op's optional arguments that it does not support.
         extra: True for an addition that most machines lack: its absence is not logged.
         never_auto: Device types on which "auto" never chooses it, because there it is for tests only.
-        narrow: 16-bit dtypes that it reads and writes as they are, with states and sums in float32; inputs in others
+        narrow: 16-bit dtypes that it reads and writes without a cast, with states and sums in float32; inputs in others
             are converted for it.
     """
 

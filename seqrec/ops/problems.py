@@ -26,7 +26,7 @@ def moved(problem: Problem, target: torch.dtype | torch.device, kept: Collection
     Args:
         problem: A problem.
         target: The dtype or device.
-        kept: Dtypes of real numbers that stay as they are.
+        kept: Dtypes of real numbers that stay unchanged.
     """
     moves = isinstance(target, torch.device)
     return problem._make(

@@ -20,7 +20,7 @@ from seqrec.ops.backends import Backend, Function
 # The first version with a compiler that accepts our kernels.
 OLDEST = (3, 4)
 DEVICES = ("cuda", "cpu")
-# Types of activations that kernels read and write as they are, and compute with in float32.
+# Types of activations that kernels read and write without a cast, and compute with in float32.
 LOW_PRECISION = (torch.float16, torch.bfloat16)
 
 
@@ -72,7 +72,7 @@ def triton_backend(
         load: Imports the kernels.
         unsupported_args: What it does not support.
         dtypes: Dtypes that it computes in.
-        narrow: Dtypes that it reads and writes besides.
+        narrow: 16-bit dtypes that it reads and writes too.
     """
     names = ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
     return Backend(

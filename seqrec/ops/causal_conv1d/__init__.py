@@ -89,9 +89,9 @@ def causal_conv1d(
 
     Backends, in the order in which "auto" prefers them; all give the same values and gradients:
 
-    - "cpp": compiled, float32 on CPU, vector instructions and threads. Reads and writes bfloat16 as it is.
+    - "cpp": compiled, float32 on CPU, vector instructions and threads. Reads and writes bfloat16 without a cast.
     - "triton": kernels for GPUs, float32, any number of taps, the same bits each time. Reads and writes 16-bit inputs
-      as they are. Needs triton, which torch for CUDA on Linux brings. With TRITON_INTERPRET=1 it runs on CPU instead,
+      without a cast. Needs triton, which torch for CUDA on Linux brings. With TRITON_INTERPRET=1 it runs on CPU instead,
       for tests; never "auto" there.
     - "causal_conv1d": the CUDA kernels of that package, float32, 2 to 4 taps, and not under
       `torch.use_deterministic_algorithms`. An extra that users install.

@@ -69,7 +69,7 @@ def ssd_scan(
     - "cpp": compiled library (`seqrec.ops.compiled_library`), float32 on CPU; matrix products inside chunks.
     - "chunked": plain torch, any device, float32 and float64; matrix products inside chunks.
     - "triton": kernels for float32 on CUDA, up to 512 states, with gate, skip, softplus and padding in the same pass.
-      Reads and writes 16-bit inputs as they are.
+      Reads and writes 16-bit inputs without a cast.
       Forward takes at most three launches, backward three and the sums of its parts. A product of float32 is three
       TF32 products (an error of about 2^-22 of a factor), or a single one if `torch.set_float32_matmul_precision`
       allows that. "auto" does not take it, because it has no times on a GPU yet: the interpreter compares it with the
