@@ -91,8 +91,8 @@ def causal_conv1d(
 
     - "cpp": compiled, float32 on CPU, vector instructions and threads. Reads and writes bfloat16 without a cast.
     - "triton": kernels for GPUs, float32, any number of taps, the same bits each time. Reads and writes 16-bit inputs
-      without a cast. Needs triton, which torch for CUDA on Linux brings. With TRITON_INTERPRET=1 it runs on CPU instead,
-      for tests; never "auto" there.
+      without a cast. Needs triton, which torch for CUDA on Linux brings. With TRITON_INTERPRET=1 it runs on CPU, for
+      tests; never "auto" there.
     - "causal_conv1d": the CUDA kernels of that package, float32, 2 to 4 taps, and not under
       `torch.use_deterministic_algorithms`. An extra that users install.
     - "shifted": plain torch, any device, float32 and float64.

@@ -67,8 +67,8 @@ def selective_scan(
 
     - "cpp": compiled, float32 on CPU, vector instructions and threads. Reads and writes bfloat16 without a cast.
     - "triton": kernels for GPUs, float32, any number of states, the same bits each time. Reads and writes 16-bit inputs
-      without a cast. Needs triton, which torch for CUDA on Linux brings. With TRITON_INTERPRET=1 it runs on CPU instead,
-      for tests; never "auto" there.
+      without a cast. Needs triton, which torch for CUDA on Linux brings. With TRITON_INTERPRET=1 it runs on CPU, for
+      tests; never "auto" there.
     - "mamba_ssm": the CUDA kernels of that package, float32, up to 256 states per channel, no `start`, and not under
       `torch.use_deterministic_algorithms`. An extra that users install.
     - "chunked": plain torch, any device, float32 and float64.
