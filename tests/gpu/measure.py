@@ -275,12 +275,13 @@ def _time_step(step: Callable[[], None], device: str) -> dict[str, Any]:
 
 
 def blocks(sizes: Sizes, note: Note) -> None:
-    """Block sizes of the Triton kernels, as `tests.gpu.block_sizes` measures them; nothing on a CPU."""
+    """Block sizes of the Triton kernels, as `tests.gpu.block_sizes` measures them; on a CPU only the ops' names."""
     import torch
 
     from tests.gpu.block_sizes import CHOICES, measure, row_of
 
     if sizes.device == "cpu":
+        note({"ops": list(CHOICES)})
         return
     for op, dtype in itertools.product(CHOICES, (torch.float32, torch.bfloat16)):
         found = _attempt(measure, op, sizes.d_model, dtype, sizes.device, sizes.lengths[0])
