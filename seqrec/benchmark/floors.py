@@ -14,11 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from seqrec.benchmark.measurement import timed
-from seqrec.encoders.layers import MIXERS, CausalSelfAttention, FeedForward
+from seqrec.encoders.layers import MIXERS, CausalSelfAttention, FeedForward, PointwiseAttention
 from seqrec.models import SequentialRecommender
 
 # Layers with one input and one output (B, L, D) each.
-LAYERS = (CausalSelfAttention, FeedForward, *MIXERS.values(), nn.GRU)
+LAYERS = (CausalSelfAttention, FeedForward, PointwiseAttention, *MIXERS.values(), nn.GRU)
 # Bytes of weights, and of what optimizers keep of them.
 FLOAT = 4
 # A gradient is written; an update reads it, the weight and two moments, and writes the latter three.

@@ -2,6 +2,7 @@
 
 from seqrec.encoders.bert4rec import BERT4Rec
 from seqrec.encoders.gru4rec import GRU4Rec
+from seqrec.encoders.hstu import HSTU
 from seqrec.encoders.mambarec import MambaRec
 from seqrec.encoders.moematrrec import MoEMaTrRec
 from seqrec.encoders.recmamba import RecMamba
@@ -14,6 +15,7 @@ __all__ = [
     "BERT4Rec",
     "ENCODERS",
     "GRU4Rec",
+    "HSTU",
     "MambaRec",
     "MoEMaTrRec",
     "RecMamba",

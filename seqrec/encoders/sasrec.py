@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from seqrec.encoders.layers import CausalSelfAttention, FeedForward, ResidualStack
 from seqrec.encoders.stacked_encoder import StackedEncoder
 
@@ -10,8 +12,12 @@ class SASRec(StackedEncoder):
     """Transformer of causal self-attention and feed-forward (Self-Attentive Sequential Recommendation, Kang &
     McAuley 2018, section 3).
 
-    Differs from the paper's code in the norm, which here is applied to the input of the whole branch, not to the
-    queries alone.
+    Each branch is `x + layer(norm(x))`, as in the paper. The authors' code norms queries but not keys and values, and
+    adds the branch to the normed input: `norm="queries"`. (It has no linear map after the heads, but this encoder has.)
+    `norm="post"` is `norm(x + layer(x))`, as in other implementations.
+
+    LiGR (From Features to Transformers: Redefining Ranking for Scalable Impact, Borisyuk et al. 2025) is
+    `gated=True, feed_forward="swiglu"`: each branch is `x + sigmoid(W x + b) * layer(norm(x))`.
 
     Args:
         d_model: Width D.
@@ -22,6 +28,9 @@ class SASRec(StackedEncoder):
         layer_norm: False omits every norm.
         rotary: Whether attention rotates queries and keys by their positions (RoFormer, Su et al. 2021), which needs
             heads of even width. Unlike the model's learned positions, these can be streamed.
+        norm: Where branches are normed, "pre", "post" or "queries"; see `seqrec.encoders.layers.residual.Residual`.
+        feed_forward: "relu", "gelu" or "swiglu"; see `seqrec.encoders.layers.FeedForward`.
+        gated: Whether each branch is multiplied by a gate.
 
     Example:
         >>> import torch
@@ -43,16 +52,22 @@ class SASRec(StackedEncoder):
         dropout: float = 0.2,
         layer_norm: bool = True,
         rotary: bool = False,
+        norm: Literal["pre", "post", "queries"] = "pre",
+        feed_forward: Literal["relu", "gelu", "swiglu"] = "relu",
+        gated: bool = False,
     ) -> None:
         super().__init__(d_model, num_layers=num_layers, dropout=dropout, layer_norm=layer_norm)
         self.num_heads = num_heads
         self.rotary = rotary
         self.d_feedforward = d_feedforward
+        self.norm = norm
+        self.feed_forward = feed_forward
+        self.gated = gated
         blocks = [
             [
                 CausalSelfAttention(d_model, num_heads=num_heads, dropout=dropout, rotary=rotary),
-                FeedForward(d_model, d_feedforward=d_feedforward, dropout=dropout),
+                FeedForward(d_model, d_feedforward=d_feedforward, dropout=dropout, kind=feed_forward),
             ]
             for _ in range(num_layers)
         ]
-        self.stack = ResidualStack(blocks, d_model, dropout=dropout, layer_norm=layer_norm)
+        self.stack = ResidualStack(blocks, d_model, dropout=dropout, layer_norm=layer_norm, norm=norm, gated=gated)

@@ -12,7 +12,7 @@ from typing import Any, Literal
 from seqrec import encoders
 from seqrec.models.sequential import SequentialRecommender
 
-__all__ = ["BERT4Rec", "GRU4Rec", "MambaRec", "MoEMaTrRec", "RecMamba", "SASRec", "SSD4Rec", "Samba"]
+__all__ = ["BERT4Rec", "GRU4Rec", "HSTU", "MambaRec", "MoEMaTrRec", "RecMamba", "SASRec", "SSD4Rec", "Samba"]
 
 
 def _encoder(make: type[encoders.SequenceEncoder], given: dict[str, Any]) -> encoders.SequenceEncoder:
@@ -64,6 +64,9 @@ class SASRec(SequentialRecommender):
         layer_norm: False leaves out every layer norm.
         rotary: Whether attention rotates queries and keys by position, which can be streamed; see
             `seqrec.encoders.SASRec`.
+        norm: Where branches are normed: "pre" before each, "post" after each, or "queries" as in the authors' code.
+        feed_forward: Kind of the feed-forward layer, "relu", "gelu" or "swiglu".
+        gated: Whether each branch is multiplied by a gate, as in LiGR.
         shared: Further arguments of `SequentialRecommender`.
 
     Example:
@@ -83,9 +86,47 @@ class SASRec(SequentialRecommender):
         dropout: float = 0.2,
         layer_norm: bool = True,
         rotary: bool = False,
+        norm: Literal["pre", "post", "queries"] = "pre",
+        feed_forward: Literal["relu", "gelu", "swiglu"] = "relu",
+        gated: bool = False,
         **shared: Any,
     ) -> None:
         encoder = _encoder(encoders.SASRec, locals())
+        super().__init__(num_items, encoder=encoder, **shared)
+
+
+class HSTU(SequentialRecommender):
+    """HSTU: pointwise attention with a gate (Zhai et al. 2024); see `seqrec.encoders.HSTU`.
+
+    Args:
+        num_items: Items of the catalogue.
+        d_model: Width D of item vectors and states.
+        num_layers: Blocks.
+        num_heads: Attention heads, a divisor of `d_model`.
+        num_distances: How many distances between events have a bias; all greater ones share the last.
+        dropout: Share of the embedded values, and of the encoder's activations, that training sets to 0.
+        layer_norm: False leaves out every layer norm.
+        shared: Further arguments of `SequentialRecommender`.
+
+    Example:
+        >>> from seqrec import HSTU
+        >>> HSTU(num_items=100, d_model=16, max_length=50).title
+        'HSTU'
+    """
+
+    def __init__(
+        self,
+        num_items: int,
+        *,
+        d_model: int = 64,
+        num_layers: int = 2,
+        num_heads: int = 1,
+        num_distances: int = 256,
+        dropout: float = 0.2,
+        layer_norm: bool = True,
+        **shared: Any,
+    ) -> None:
+        encoder = _encoder(encoders.HSTU, locals())
         super().__init__(num_items, encoder=encoder, **shared)
 
 

@@ -17,13 +17,14 @@ from seqrec.ops.linear import LINEAR_BACKENDS, linear
 from seqrec.ops.mamba_mixer import MAMBA2_BACKENDS, MAMBA_BACKENDS
 from seqrec.ops.mamba_step import MAMBA2_STEP_BACKENDS, MAMBA_STEP_BACKENDS
 from seqrec.ops.pair_scores import PAIR_SCORES_BACKENDS, pair_scores
+from seqrec.ops.pointwise_attention import POINTWISE_BACKENDS, pointwise_attention
 from seqrec.ops.residual_norm import RESIDUAL_NORM_BACKENDS, residual_norm
 from seqrec.ops.selective_scan import SCAN_BACKENDS, selective_scan
 from seqrec.ops.ssd import SSD_BACKENDS, ssd_scan
 
 __all__ = [
     "EventTimes", "TableRows", "attention", "causal_conv1d", "dropout", "event_input", "gated_delta_rule", "linear",
-    "pair_scores", "residual_norm", "selective_scan", "ssd_scan",
+    "pair_scores", "pointwise_attention", "residual_norm", "selective_scan", "ssd_scan",
 ]  # fmt: skip
 
 # The backends of every op.
@@ -33,6 +34,7 @@ ALL_BACKENDS: tuple[Backends[Any], ...] = (
     GATED_DELTA_BACKENDS,
     CONV_BACKENDS,
     ATTENTION_BACKENDS,
+    POINTWISE_BACKENDS,
     DROPOUT_BACKENDS,
     RESIDUAL_NORM_BACKENDS,
     LINEAR_BACKENDS,

@@ -9,7 +9,7 @@ import torch
 from conformance import ARCHITECTURES, CAUSAL, Case, D, events
 from torch import Tensor, nn
 
-from seqrec.encoders import GRU4Rec, MambaRec, SASRec, SequenceEncoder
+from seqrec.encoders import HSTU, GRU4Rec, MambaRec, SASRec, SequenceEncoder
 from seqrec.encoders.contract import check_streaming, cut, piece_of
 from seqrec.encoders.layers import MIXERS, CausalSelfAttention, MambaMixer, Times
 from seqrec.encoders.layers import mamba as mamba_module
@@ -18,7 +18,7 @@ from seqrec.errors import InputError
 from seqrec.types import History
 
 ATTENTION = [case for case in ARCHITECTURES if case.name in ("SASRec", "MoEMaTrRec")]
-OTHERS = [case for case in CAUSAL if case not in ATTENTION]
+OTHERS = [case for case in CAUSAL if case not in ATTENTION and case.name != "HSTU"]
 STATE = MambaRec(D).init_state(2, max_length=5)
 differs = pytest.raises(AssertionError, match=r"differs? by")
 
@@ -45,7 +45,7 @@ def see_newest(encoder: SequenceEncoder, window: int | None) -> None:
 def test_beyond_max_length_attention_is_that_of_a_sliding_window(
     case: Case, chunk: int, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("seqrec.encoders.layers.attention.CHUNK_EVENTS", chunk)
+    monkeypatch.setattr("seqrec.encoders.layers.window.CHUNK_EVENTS", chunk)
     encoder, (x, history) = case.build().eval(), events([23, 17])
     see_newest(encoder, 5)
     expected = encoder(x, history)
@@ -63,10 +63,19 @@ def test_beyond_max_length_attention_is_that_of_a_sliding_window(
     assert (encoder(x, history)[0] - expected[0])[5:].abs().max() > 1e-3
 
 
-@pytest.mark.parametrize("rotary", [False, True])
+@pytest.mark.parametrize(
+    "encoder",
+    [
+        SASRec(D, num_layers=1, num_heads=2),
+        SASRec(D, num_layers=1, num_heads=2, rotary=True),
+        HSTU(D, num_layers=1, num_heads=2, num_distances=4),
+        HSTU(D, num_layers=1, layer_norm=False),
+    ],
+    ids=["SASRec", "SASRec-rotary", "HSTU", "HSTU-no-norm"],
+)
 @torch.no_grad()
-def test_a_single_layer_of_attention_is_the_full_pass_over_the_newest_events(rotary: bool):
-    encoder = SASRec(D, num_layers=1, num_heads=2, rotary=rotary).eval()
+def test_a_single_layer_of_attention_is_the_full_pass_over_the_newest_events(encoder: SequenceEncoder):
+    encoder.eval()
     x, history = events([40])
     states = one_by_one(encoder, x, history, 6)
     for end in range(1, 41):

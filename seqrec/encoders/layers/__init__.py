@@ -7,6 +7,7 @@ from seqrec.encoders.layers.gaps import Times
 from seqrec.encoders.layers.gated_deltanet import GatedDeltaNetMixer
 from seqrec.encoders.layers.mamba import Mamba2Mixer, MambaMixer
 from seqrec.encoders.layers.mixers import MIXERS, make_mixer
+from seqrec.encoders.layers.pointwise import PointwiseAttention
 from seqrec.encoders.layers.positions import LearnedPositions
 from seqrec.encoders.layers.positionwise import FeedForward, TokenGate
 from seqrec.encoders.layers.residual import ResidualStack, make_norm, newest_events, recompute_blocks, run_block
@@ -22,6 +23,7 @@ __all__ = [
     "LearnedPositions",
     "Mamba2Mixer",
     "MambaMixer",
+    "PointwiseAttention",
     "ResidualStack",
     "Streamed",
     "Tensors",

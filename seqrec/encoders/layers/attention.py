@@ -12,6 +12,7 @@ from seqrec.encoders.layers.gaps import GapTable, Times, needed
 from seqrec.encoders.layers.positionwise import Linear
 from seqrec.encoders.layers.residual import run_block
 from seqrec.encoders.layers.streamed import Tensors
+from seqrec.encoders.layers.window import CHUNK_EVENTS, Slots, attend_further, empty_window
 from seqrec.errors import InputError, check_at_least
 from seqrec.ops.attention import attention, split_heads
 from seqrec.ops.attention.reference import in_window
@@ -21,9 +22,18 @@ from seqrec.ops.dropout import check_share
 from seqrec.ops.export import is_exporting
 from seqrec.ops.linear import linear
 
-# Events that attend together in a stream, or if gaps are read: the mask then has at most this times W + this elements,
-# or this times L.
-CHUNK_EVENTS = 256
+
+def width_of_heads(d_model: int, num_heads: int) -> int:
+    """Return the width of each head.
+
+    Raises:
+        InputError: if `num_heads` does not divide `d_model`.
+    """
+    check_at_least(1, d_model=d_model)
+    if num_heads < 1 or d_model % num_heads:
+        divisors = [n for n in range(1, d_model + 1) if d_model % n == 0]
+        raise InputError(f"num_heads={num_heads} must divide d_model={d_model}; try one of {divisors[:6]}")
+    return d_model // num_heads
 
 
 class CausalSelfAttention(nn.Module):
@@ -71,13 +81,9 @@ class CausalSelfAttention(nn.Module):
         window: int | None = None,
     ) -> None:
         super().__init__()
-        check_at_least(1, d_model=d_model)
         if window is not None:
             check_at_least(1, window=window)
-        if num_heads < 1 or d_model % num_heads:
-            divisors = [n for n in range(1, d_model + 1) if d_model % n == 0]
-            raise InputError(f"num_heads={num_heads} must divide d_model={d_model}; try one of {divisors[:6]}")
-        head_width = d_model // num_heads
+        head_width = width_of_heads(d_model, num_heads)
         if rotary and head_width % 2:
             raise InputError(
                 f"rotary=True needs heads of even width, got d_model={d_model} / num_heads={num_heads} = "
@@ -101,7 +107,9 @@ class CausalSelfAttention(nn.Module):
         """Share of attention weights that is set to 0 now."""
         return self.dropout if self.training else 0.0
 
-    def forward(self, x: Tensor, valid: Tensor | None = None, times: Times | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, valid: Tensor | None = None, times: Times | None = None, keys_from: Tensor | None = None
+    ) -> Tensor:
         """Map (B, L, D) to (B, L, D).
 
         Args:
@@ -109,8 +117,9 @@ class CausalSelfAttention(nn.Module):
             valid: (B, L) bool, True at events, at least one per row: each event then attends to all events of its row,
                 newer ones too, and not to padding. None is causal, and the only choice with `read_gaps`.
             times: For `read_gaps`.
+            keys_from: (B, L, D) that keys and values are made of; None is x, of which queries are made.
         """
-        query, key, value = self._heads(x, torch.arange(x.shape[1], device=x.device))
+        query, key, value = self._heads(x, torch.arange(x.shape[1], device=x.device), keys_from)
         if self.gaps is None:
             return self._merged(
                 attention(
@@ -136,20 +145,21 @@ class CausalSelfAttention(nn.Module):
             mixed.append(run_block(self._attend_to_older, *part, recompute=True))
         return self._merged(torch.cat(mixed, 2))
 
-    def newest(self, x: Tensor, lengths: Tensor, times: Times | None = None) -> Tensor:
+    def newest(self, x: Tensor, lengths: Tensor, times: Times | None = None, keys_from: Tensor | None = None) -> Tensor:
         """Return `forward` at each row's newest event (B, 1, D): one query per row instead of L.
 
         Args:
             x: (B, L, D), padded on the right.
             lengths: (B,) events per row, at least 1.
             times: For `read_gaps`.
+            keys_from: As in `forward`.
         """
         positions, width = torch.arange(x.shape[1], device=x.device), x.shape[2]
         newest = (lengths - 1).unsqueeze(1)
-        weights, biases = (torch.split(each, [width, 2 * width]) for each in self.in_projection.parameters())
-        query = linear(x.gather(1, newest.unsqueeze(2).expand(-1, -1, width)), weights[0], biases[0])
+        one = x.gather(1, newest.unsqueeze(2).expand(-1, -1, width))
+        query, both = self._projected(one, x if keys_from is None else keys_from)
         query = query.view(len(x), 1, self.num_heads, -1).transpose(1, 2)
-        key, value = linear(x, weights[1], biases[1]).view(*x.shape[:2], 2, self.num_heads, -1).permute(2, 0, 3, 1, 4)
+        key, value = both.view(*x.shape[:2], 2, self.num_heads, -1).permute(2, 0, 3, 1, 4)
         if self.turns is not None:
             query, key = rotate(query, newest.unsqueeze(1), self.turns), rotate(key, positions, self.turns)
         # torch's polarity: True is seen.
@@ -162,21 +172,15 @@ class CausalSelfAttention(nn.Module):
 
     def zero_state(self, batch_size: int, max_length: int, like: Tensor) -> Tensors:
         """Return an empty window; see `Streamed.zero_state`."""
+        window = max_length if self.window is None else min(max_length, self.window)
         width = self.in_projection.in_features // self.num_heads
-        max_length = max_length if self.window is None else min(max_length, self.window)
-        shape = (batch_size, self.num_heads, max_length, width)
-        state = {
-            "keys": like.new_zeros(shape),
-            "values": like.new_zeros(shape),
-            "num_events": like.new_zeros(batch_size, dtype=torch.int64),
-        }
-        if self.gaps is not None:
-            state["times"] = like.new_zeros(batch_size, max_length, dtype=torch.int64)
-        return state
+        return empty_window((batch_size, self.num_heads, window, width), like, times=self.gaps is not None)
 
-    def advance(self, x: Tensor, valid: Tensor | None, state: Tensors, *times: Times) -> tuple[Tensor, Tensors]:
-        """Compute further events; see `Streamed.advance`."""
-        if x.shape[1] == 1 and valid is None and self.gaps is None and not self._dropped:
+    def advance(
+        self, x: Tensor, valid: Tensor | None, state: Tensors, *times: Times, keys_from: Tensor | None = None
+    ) -> tuple[Tensor, Tensors]:
+        """Compute further events; see `Streamed.advance`, and `forward` for `keys_from`."""
+        if x.shape[1] == 1 and valid is None and self.gaps is None and keys_from is None and not self._dropped:
             inner, outer = self.in_projection, self.out_projection
             weights = inner.weight, inner.bias, outer.weight, outer.bias, self.turns
             kept = state["keys"], state["values"], state["num_events"]
@@ -184,28 +188,17 @@ class CausalSelfAttention(nn.Module):
             further = {"keys": keys, "values": values, "num_events": state["num_events"] + 1}
             return out.unsqueeze(1), cast("Tensors", further)
         moments = None if self.gaps is None else needed(*times)[0]
-        length, window = x.shape[1], state["keys"].shape[2]
-        positions = state["num_events"].unsqueeze(1) + torch.arange(length, device=x.device)
-        query, key, value = self._heads(x, positions.unsqueeze(1))
-        # Slots that are empty in every row are skipped. Python must wait for a GPU to find them, so a single event
-        # that reads gaps, which should always cost the same, looks at all slots.
-        seen = window if length == 1 else int(state["num_events"].max())
-        mixed = []
-        for begin in range(0, length, CHUNK_EVENTS):
-            part = slice(begin, begin + CHUNK_EVENTS)
-            out, state = _attend_further(
-                query[:, :, part],
-                key[:, :, part],
-                value[:, :, part],
-                None if valid is None else valid[:, part],
-                state,
-                empty=max(0, window - seen - begin),
-                gaps=self.gaps,
-                times=None if moments is None else moments[:, part],
-                dropout=self._dropped,
-            )
-            mixed.append(out)
-        return self._merged(torch.cat(mixed, 2)), state
+        positions = state["num_events"].unsqueeze(1) + torch.arange(x.shape[1], device=x.device)
+        heads = self._heads(x, positions.unsqueeze(1), keys_from)
+        mixed, state = attend_further(self._attend_to_slots, *heads, valid, moments, state)
+        return self._merged(mixed), state
+
+    def _attend_to_slots(self, query: Tensor, times: Tensor | None, slots: Slots) -> Tensor:
+        # torch's polarity: True is seen.
+        mask = slots.seen
+        if self.gaps is not None and times is not None and slots.times is not None:
+            mask = _mask(mask, self.gaps, times, slots.times).to(query.dtype)
+        return F.scaled_dot_product_attention(query, slots.keys, slots.values, attn_mask=mask, dropout_p=self._dropped)
 
     def _attend_to_older(self, query: Tensor, key: Tensor, value: Tensor, times: Tensor) -> Tensor:
         """Attend from the newest of some events, at times (B, L), to all of them."""
@@ -216,14 +209,19 @@ class CausalSelfAttention(nn.Module):
         mask = _mask(seen, cast("GapTable", self.gaps), times[:, begin:], times).to(query.dtype)
         return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=self._dropped)
 
-    def _heads(self, x: Tensor, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _heads(self, x: Tensor, positions: Tensor, keys_from: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """Return queries, keys and values (B, H, L, D / H) of events at `positions`, which broadcast to (B, H, L)."""
-        batch, length, width = x.shape
-        packed = self.in_projection(x).view(batch, length, 3, self.num_heads, width // self.num_heads)
-        query, key, value = split_heads(packed)
+        packed = self.in_projection(x) if keys_from is None else torch.cat(self._projected(x, keys_from), -1)
+        query, key, value = split_heads(packed.view(*x.shape[:2], 3, self.num_heads, -1))
         if self.turns is not None:
             query, key = (rotate(y, positions, self.turns) for y in (query, key))
         return query, key, value
+
+    def _projected(self, x: Tensor, keys_from: Tensor) -> tuple[Tensor, Tensor]:
+        """Return queries (B, Q, D) of x, and keys and values (B, K, 2 D) of another input."""
+        width = self.in_projection.in_features
+        weights, biases = (torch.split(each, [width, 2 * width]) for each in self.in_projection.parameters())
+        return linear(x, weights[0], biases[0]), linear(keys_from, weights[1], biases[1])
 
     def _merged(self, mixed: Tensor) -> Tensor:
         """Return outputs (B, L, D) of heads (B, H, L, D / H)."""
@@ -236,46 +234,3 @@ def _mask(seen: Tensor, gaps: GapTable, query_times: Tensor, key_times: Tensor) 
     number of the time between queries (B, Q) and keys (B, K).
     """
     return gaps.of_pairs(query_times, key_times).masked_fill(~seen, -torch.inf)
-
-
-def _attend_further(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    valid: Tensor | None,
-    state: Tensors,
-    empty: int,
-    gaps: GapTable | None,
-    times: Tensor | None,
-    dropout: float,
-) -> tuple[Tensor, Tensors]:
-    """Attend from a few new events to the window; return heads and the new state.
-
-    The window is ordered from the oldest to the newest event, and the new events follow: slot i is W - i events older
-    than the first new one. The first `empty` slots are known to be empty.
-    """
-    (window, length), num_events = (state["keys"].shape[2], query.shape[2]), state["num_events"]
-    keys = torch.cat([state["keys"], key.to(state["keys"].dtype)], 2)
-    values = torch.cat([state["values"], value.to(state["values"].dtype)], 2)
-    slot = torch.arange(empty, window + length, device=query.device)
-    event = torch.arange(length, device=query.device).unsqueeze(1)
-    holds = slot >= window - num_events[:, None, None]
-    # torch's polarity: True is seen.
-    seen = (holds & (slot > event) & (slot <= event + window)).unsqueeze(1)
-    count = num_events.new_full((), length) if valid is None else valid.sum(1)
-    kept = {"keys": _newest(keys, window, valid), "values": _newest(values, window, valid)}
-    kept["num_events"] = num_events + count
-    if gaps is not None and times is not None:
-        moments = torch.cat([state["times"], times], 1)
-        seen = _mask(seen, gaps, times, moments[:, empty:]).to(query.dtype)
-        kept["times"] = _newest(moments[:, None, :, None], window, valid)[:, 0, :, 0]
-    keys, values = keys[:, :, empty:], values[:, :, empty:]
-    return F.scaled_dot_product_attention(query, keys, values, attn_mask=seen, dropout_p=dropout), kept
-
-
-def _newest(x: Tensor, window: int, valid: Tensor | None) -> Tensor:
-    """Return the last W slots of x (B, H, W + L, P), which end at a row's newest event."""
-    if valid is None:
-        return x[:, :, x.shape[2] - window :]
-    index = valid.sum(1, keepdim=True) + torch.arange(window, device=x.device)
-    return x.gather(2, index[:, None, :, None].expand(-1, x.shape[1], -1, x.shape[3]))

@@ -1,10 +1,10 @@
-"""Stacks of blocks, which are pre-norm residual branches, and activation checkpointing of blocks."""
+"""Stacks of blocks, which are residual branches with norms, and activation checkpointing of blocks."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any, TypeVar, cast
+from typing import Any, Literal, TypeVar, cast, get_args
 
 import torch
 from torch import Tensor, nn
@@ -12,13 +12,15 @@ from torch.utils.checkpoint import checkpoint
 
 from seqrec.encoders.layers.dropout import Dropout
 from seqrec.encoders.layers.gaps import Times
-from seqrec.encoders.layers.positionwise import FeedForward
+from seqrec.encoders.layers.positionwise import FeedForward, Linear
 from seqrec.encoders.layers.streamed import Tensors, as_streaming, joined, separated
 from seqrec.errors import InputError
 from seqrec.ops.dropout import dropout
 from seqrec.ops.residual_norm import NORM_EPS, residual_norm
 
 Out = TypeVar("Out")
+# Where a branch is normed; see `Residual`.
+NormPlace = Literal["pre", "post", "queries"]
 
 
 def make_norm(d_model: int, layer_norm: bool) -> nn.Module:
@@ -62,29 +64,58 @@ def recompute_blocks(module: nn.Module, recompute: bool) -> None:
 
 
 class Residual(nn.Module):
-    """`x + layer(norm(x))` (pre-norm, Xiong et al. 2020) for x (B, L, D); without `layer_norm` there is no norm."""
+    """A layer and what passes by it, for x (B, L, D); without `layer_norm` there is no norm n.
 
-    def __init__(self, layer: nn.Module, d_model: int, *, layer_norm: bool = True) -> None:
+    - "pre": `x + layer(n(x))` (On Layer Normalization in the Transformer Architecture, Xiong et al. 2020, table 1).
+    - "post": `n(x + layer(x))` (Attention Is All You Need, Vaswani et al. 2017, section 3.1).
+    - "queries": `q + layer(q)` of `q = n(x)`, and attention has keys and values of x itself, as in the code of SASRec's
+      authors: what passes by is normed too.
+
+    With `gated`, the layer's output is multiplied by `sigmoid(W s + b)`, where s is what passes by it (LiGR: From
+    Features to Transformers, Borisyuk et al. 2025).
+    """
+
+    def __init__(
+        self,
+        layer: nn.Module,
+        d_model: int,
+        *,
+        layer_norm: bool = True,
+        place: NormPlace = "pre",
+        gated: bool = False,
+    ) -> None:
         super().__init__()
         self.norm = make_norm(d_model, layer_norm)
         self.layer = layer
+        self.gate = Linear(d_model, d_model) if gated else None
+        self.place = place
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, L, D) to (B, L, D)."""
-        out: Tensor = x + self.layer(self.norm(x))
-        return out
+        inner = x if self.place == "post" else self.norm(x)
+        return self.add(x, inner, self.norm if self.place == "post" else nn.Identity())[1]
 
-    def add(self, x: Tensor, normed: Tensor, norm: nn.Module, *others: Any) -> tuple[Tensor, Tensor]:
-        """Return `forward(x)` and a norm of it, given `self.norm(x)`; `others` are further arguments of the layer."""
+    def add(self, x: Tensor, inner: Tensor, norm: nn.Module, *others: Any) -> tuple[Tensor, Tensor]:
+        """Return the sum of the branch and what passes by it, and a norm of the sum.
+
+        Args:
+            x: Input.
+            inner: Input of the layer: `self.norm(x)`, or x itself with "post".
+            norm: What follows the sum: the norm of the next branch, or its own with "post".
+            others: Further arguments of the layer.
+        """
+        passed = x if self.place == "pre" else inner
         if isinstance(self.layer, FeedForward):
-            return _add_and_norm(self.layer.before_dropout(normed), x, norm, self.layer.layers[-1])
-        return _add_and_norm(self.layer(normed, *others), x, norm)
+            out = self.layer.before_dropout(inner)
+            return _add_and_norm(self._gated(out, passed), passed, norm, self.layer.layers[-1])
+        return _add_and_norm(self._gated(self.layer(inner, *others, **self._keys(x)), passed), passed, norm)
 
-    def newest(self, x: Tensor, normed: Tensor, lengths: Tensor, times: Times | None) -> Tensor:
-        """Return `forward` at each row's newest event (B, 1, D), given `self.norm(x)`; the layer has a `newest`."""
-        mixed = self.layer.newest(normed, lengths, times)  # type: ignore[operator]
-        out: Tensor = newest_events(x, lengths).unsqueeze(1) + mixed
-        return out
+    def newest(self, x: Tensor, inner: Tensor, lengths: Tensor, times: Times | None) -> Tensor:
+        """Return `forward` at each row's newest event (B, 1, D), for a layer with a `newest`; `inner` as in `add`."""
+        mixed = self.layer.newest(inner, lengths, times, **self._keys(x))  # type: ignore[operator]
+        passed = newest_events(x if self.place == "pre" else inner, lengths).unsqueeze(1)
+        out: Tensor = passed + self._gated(mixed, passed)
+        return self.norm(out) if self.place == "post" else out
 
     def zero_state(self, batch_size: int, max_length: int, like: Tensor) -> Tensors:
         """Return the layer's state; see `Streamed.zero_state`."""
@@ -92,12 +123,22 @@ class Residual(nn.Module):
 
     def advance(self, x: Tensor, valid: Tensor | None, state: Tensors, *times: Times) -> tuple[Tensor, Tensors]:
         """Compute further events; see `Streamed.advance`."""
-        out, state = as_streaming(self.layer).advance(self.norm(x), valid, state, *times)
-        return x + out, state
+        inner = x if self.place == "post" else self.norm(x)
+        mixed, state = as_streaming(self.layer).advance(inner, valid, state, *times, **self._keys(x))
+        passed = x if self.place == "pre" else inner
+        out = passed + self._gated(mixed, passed)
+        return (self.norm(out) if self.place == "post" else out), state
+
+    def _keys(self, x: Tensor) -> dict[str, Tensor]:
+        """Return what the layer's keys and values are made of, if that is not its input."""
+        return {"keys_from": x} if self.place == "queries" and not isinstance(self.layer, FeedForward) else {}
+
+    def _gated(self, branch: Tensor, passed: Tensor) -> Tensor:
+        return branch if self.gate is None else torch.sigmoid(self.gate(passed)) * branch
 
 
 class ResidualStack(nn.Module):
-    """Input dropout, blocks of pre-norm residual branches, and a norm after the last block.
+    """Input dropout, blocks of residual branches, and a norm after the last block, unless the norms are "post".
 
     The output of a mixer (attention, Mamba) has no dropout, as in the published code of SASRec and Mamba: with the
     study's settings on ML-1M, a dropout of 0.5 there costs MambaRec .02 of NDCG@10 at epoch 12.
@@ -107,6 +148,11 @@ class ResidualStack(nn.Module):
         d_model: D.
         dropout: Share of the input set to 0 in training.
         layer_norm: False omits every norm.
+        norm: Where branches are normed: "pre", "post" or "queries"; see `Residual`.
+        gated: Whether each branch is multiplied by a gate; see `Residual`.
+
+    Raises:
+        InputError: if `norm` is unknown.
 
     Attributes:
         recompute: Whether the backward pass recomputes the activations inside each block; see `recompute_blocks`.
@@ -121,15 +167,27 @@ class ResidualStack(nn.Module):
     """
 
     def __init__(
-        self, blocks: Sequence[Sequence[nn.Module]], d_model: int, *, dropout: float, layer_norm: bool = True
+        self,
+        blocks: Sequence[Sequence[nn.Module]],
+        d_model: int,
+        *,
+        dropout: float,
+        layer_norm: bool = True,
+        norm: NormPlace = "pre",
+        gated: bool = False,
     ) -> None:
         super().__init__()
+        if norm not in get_args(NormPlace):
+            raise InputError(f"norm={norm!r} is unknown; known: {', '.join(get_args(NormPlace))}")
         self.dropout = Dropout(dropout)
         self.blocks = nn.ModuleList(
-            nn.Sequential(*(Residual(branch, d_model, layer_norm=layer_norm) for branch in branches))
+            nn.Sequential(
+                *(Residual(branch, d_model, layer_norm=layer_norm, place=norm, gated=gated) for branch in branches)
+            )
             for branches in blocks
         )
-        self.norm = make_norm(d_model, layer_norm)
+        self.place = norm
+        self.norm = make_norm(d_model, layer_norm and norm != "post")
         self.recompute = False
 
     def forward(self, x: Tensor, *others: Any) -> Tensor:
@@ -182,9 +240,10 @@ class ResidualStack(nn.Module):
         return ((str(number), branch) for number, branch in enumerate(branches))
 
     def _run(self, count: int, x: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
-        """Return x (B, L, D) after input dropout and the first `count` blocks, and the norm of it that follows."""
+        """Return x (B, L, D) after input dropout and the first `count` blocks, and what the next layer gets of it."""
         blocks = self._blocks()
-        first, *norms = [*(branch.norm for block in blocks for branch in block), self.norm]
+        norms = [branch.norm for block in blocks for branch in block]
+        first, *norms = [nn.Identity(), *norms] if self.place == "post" else [*norms, self.norm]
         x, normed = _add_and_norm(x, None, first, self.dropout)
         for block in blocks[:count]:
             run = partial(_run_branches, block, norms[: len(block)], others)
@@ -196,7 +255,7 @@ class ResidualStack(nn.Module):
 def _run_branches(
     branches: Sequence[Residual], norms: Sequence[nn.Module], others: tuple[Any, ...], x: Tensor, normed: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Return x (B, L, D) after a block's branches, and its norm, given the first branch's norm of x.
+    """Return x (B, L, D) after a block's branches, and its norm, given the input of the first branch's layer.
 
     A sum is normed in the pass that computes it, so `norms` are those that follow each branch.
     """
