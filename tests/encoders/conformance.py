@@ -40,6 +40,7 @@ class Case:
         scan: Backend of the mixer's scan; None is "auto".
         rotary: Whether its attention has rotary positions; False where it has no attention.
         gaps: Whether its mixers read gaps, with tables that matter; False where none can.
+        options: Further arguments of the encoder and their values.
     """
 
     name: str
@@ -47,12 +48,14 @@ class Case:
     scan: str | None = None
     rotary: bool = False
     gaps: bool = False
+    options: tuple[tuple[str, object], ...] = ()
 
     def __str__(self) -> str:
         default = self.mixer == default_mixer(self.name)
         rotary = "rotary" if self.rotary else None
-        parts = (self.name, None if default else self.mixer, rotary, "gaps" if self.gaps else None, self.scan)
-        return "-".join(part for part in parts if part)
+        values = [name if value is True else value for name, value in self.options]
+        parts = (self.name, None if default else self.mixer, rotary, "gaps" if self.gaps else None, *values, self.scan)
+        return "-".join(str(part) for part in parts if part)
 
     @property
     def bidirectional(self) -> bool:
@@ -79,7 +82,7 @@ class Case:
         """The arguments that make this way of computing."""
         mixer = {} if self.mixer is None else {"mixer": self.mixer}
         window = {"window": WINDOW} if "window" in inspect.signature(ENCODERS[self.name]).parameters else {}
-        return {**mixer, **window, **({"rotary": True} if self.rotary else {})}
+        return {**mixer, **window, **({"rotary": True} if self.rotary else {}), **dict(self.options)}
 
 
 def default_mixer(name: str) -> str | None:
@@ -109,8 +112,19 @@ PLAIN = [
     for mixer in (MIXERS if default_mixer(name) else [None])
     if mixer in (None, "mamba", "mamba2") or name == "MambaRec"
 ]
+# SASRec with other blocks: each option alone or with what makes it a published one.
+BLOCKS = [
+    Case("SASRec", options=options)
+    for options in (
+        (("norm", "post"), ("feed_forward", "gelu")),
+        (("norm", "queries"), ("num_heads", 2)),
+        (("feed_forward", "swiglu"), ("gated", True)),
+        (("norm", "queries"), ("feed_forward", "swiglu"), ("gated", True), ("rotary", True)),
+    )
+]
 ARCHITECTURES = [
     *PLAIN,
+    *BLOCKS,
     *(Case(name, default_mixer(name), rotary=True) for name in ENCODERS if takes_rotary(name)),
     *(replace(case, gaps=True) for case in PLAIN if reads_gaps(case.name) and str(case) not in ALIKE),
 ]

@@ -25,7 +25,7 @@ class PointwiseAttention(nn.Module):
     """Pointwise aggregated attention with a gate (HSTU: Actions Speak Louder than Words: Trillion-Parameter Sequential
     Transducers for Generative Recommendations, Zhai et al. 2024, equations 1 to 3).
 
-    `U, Q, K, V = silu(W1 x + b1)` (1), split into heads of width D / H;
+    `U, V, Q, K = silu(W1 x + b1)` (1), split into heads of width D / H;
     `A_t = 1 / (t + 1) sum_{s <= t} silu(q_t . k_s + p(t - s) + g(time_t - time_s)) v_s` (2);
     `y = W2 dropout(norm(A) * U) + b2` (3), where the norm is over all heads.
 
@@ -99,10 +99,10 @@ class PointwiseAttention(nn.Module):
             times: For `read_gaps`.
         """
         newest, width = (lengths - 1).unsqueeze(1), x.shape[2]
-        weights, biases = (torch.split(each, 2 * width) for each in self.in_projection.parameters())
         one = x.gather(1, newest.unsqueeze(2).expand(-1, -1, width))
-        gate, query = F.silu(linear(one, weights[0], biases[0])).chunk(2, dim=-1)
-        key, value = F.silu(linear(x, weights[1], biases[1])).chunk(2, dim=-1)
+        (u, v, q, k), biases = (torch.split(each, width) for each in self.in_projection.parameters())
+        gate, query = (F.silu(linear(one, w, b)) for w, b in ((u, biases[0]), (q, biases[2])))
+        value, key = (F.silu(linear(x, w, b)) for w, b in ((v, biases[1]), (k, biases[3])))
         query, key, value = (self._heads(each) for each in (query, key, value))
         distance = newest - torch.arange(x.shape[1], device=x.device)
         own, moments = None, None
@@ -126,7 +126,7 @@ class PointwiseAttention(nn.Module):
 
     def _projected(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Return the gate (B, L, D), and queries, keys and values (B, H, L, D / H), of (1)."""
-        gate, query, key, value = F.silu(self.in_projection(x)).chunk(4, dim=-1)
+        gate, value, query, key = F.silu(self.in_projection(x)).chunk(4, dim=-1)
         return gate, self._heads(query), self._heads(key), self._heads(value)
 
     def _heads(self, x: Tensor) -> Tensor:
