@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import seqrec
-from seqrec.encoders import ENCODERS, GRU4Rec, MambaRec, MoEMaTrRec, RecMamba, Samba, SASRec
+from seqrec.encoders import ENCODERS, HSTU, GRU4Rec, MambaRec, MoEMaTrRec, RecMamba, Samba, SASRec
 from seqrec.encoders.layers import MIXERS, CausalSelfAttention, FeedForward, MambaMixer
 from seqrec.errors import InputError
 from seqrec.specs import from_spec, to_spec
@@ -29,6 +29,7 @@ def count(encoder: nn.Module, kind: type[nn.Module]) -> int:
         (MambaRec, 0, 3, 0),
         (MoEMaTrRec, 3, 3, 3),
         (Samba, 1, 2, 3),
+        (HSTU, 0, 0, 0),
         (GRU4Rec, 0, 0, 0),
     ],
 )
@@ -61,10 +62,41 @@ def test_width_of_the_feed_forward_layer_is_d_model_unless_given(encoder: type):
     assert widths(encoder(8, d_feedforward=20)) == {20}
 
 
-@pytest.mark.parametrize("encoder", [SASRec, MoEMaTrRec])
+@pytest.mark.parametrize("encoder", [SASRec, MoEMaTrRec, HSTU])
 def test_heads_must_divide_the_width(encoder: type):
     with pytest.raises(InputError, match=r"num_heads=3 must divide d_model=8; try one of \[1, 2, 4, 8\]"):
         encoder(8, num_heads=3)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"norm": "before"}, "norm='before' is unknown; known: pre, post, queries"),
+        ({"feed_forward": "tanh"}, "feed_forward='tanh' is unknown; known: relu, gelu, swiglu"),
+    ],
+)
+def test_unknown_blocks_of_sasrec_are_refused(arguments: dict[str, str], message: str):
+    with pytest.raises(InputError, match=message):
+        SASRec(8, **arguments)
+
+
+def test_a_spec_of_sasrec_from_before_there_were_choices_is_that_of_then():
+    encoder = SASRec(8, num_layers=1).eval()
+    spec = to_spec(encoder)
+    for argument, value in {"norm": "pre", "feed_forward": "relu", "gated": False}.items():
+        assert spec["init_args"].pop(argument) == value
+    rebuilt = from_spec(spec).eval()
+    rebuilt.load_state_dict(encoder.state_dict())
+    assert torch.equal(rebuilt(X, HISTORY), encoder(X, HISTORY))
+    branches = ("norm.weight", "norm.bias", "layer.in_projection.weight", "layer.in_projection.bias")
+    assert {f"stack.blocks.0.0.{name}" for name in branches} <= set(encoder.state_dict())
+    assert len(encoder.state_dict()) == 14
+
+
+def test_post_norm_has_no_norm_after_the_last_block():
+    assert count(SASRec(8, num_layers=3), nn.LayerNorm) == 7
+    assert count(SASRec(8, num_layers=3, norm="queries"), nn.LayerNorm) == 7
+    assert count(SASRec(8, num_layers=3, norm="post"), nn.LayerNorm) == 6
 
 
 def test_gru4rec_equals_torchs_stacked_gru():

@@ -14,7 +14,7 @@ from forked_commands import run_ranks
 
 from seqrec import RandomCrop, SequenceDataModule, SequentialRecommender, StridedWindows, Synthetic, Table
 from seqrec.data.windows import NewestWindow
-from seqrec.encoders import BERT4Rec, GRU4Rec, MambaRec, MoEMaTrRec, RecMamba, Samba, SASRec, SequenceEncoder
+from seqrec.encoders import HSTU, BERT4Rec, GRU4Rec, MambaRec, MoEMaTrRec, RecMamba, Samba, SASRec, SequenceEncoder
 from seqrec.encoders.event_time import EventTime
 from seqrec.errors import InputError
 from seqrec.models.streaming import CARRIED
@@ -216,6 +216,7 @@ class Stateless(SequenceEncoder):
             "that of SASRec depends on max_length=8, because attention sees so many events or more: train",
         ),
         (MoEMaTrRec(16, rotary=True), {}, "that of MoEMaTrRec depends on max_length=8"),
+        (HSTU(16), {}, "that of HSTU depends on max_length=8"),
         (Samba(16, d_state=4), {}, "that of Samba depends on max_length=8, .*; give Samba a window of at most 8"),
         (Stateless(), {}, "needs an encoder with a recurrent state, but Stateless has none: train MambaRec"),
         (BERT4Rec(16), {}, "needs an encoder with a recurrent state, but BERT4Rec has none"),

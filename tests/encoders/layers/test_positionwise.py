@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import pytest
 import torch
 
 from seqrec.encoders.layers import FeedForward, TokenGate
+from seqrec.errors import InputError
 
 
 def test_feed_forward_equals_its_equation():
@@ -11,6 +13,30 @@ def test_feed_forward_equals_its_equation():
     x = torch.randn(2, 3, 4)
     hidden = (x @ first.weight.T + first.bias).clamp_min(0)
     torch.testing.assert_close(layer(x), hidden @ last.weight.T + last.bias)
+
+
+def test_gelu_takes_the_place_of_relu():
+    layer = FeedForward(4, d_feedforward=6, kind="gelu").eval()
+    first, last = layer.layers[0], layer.layers[3]
+    x = torch.randn(2, 3, 4)
+    hidden = x @ first.weight.T + first.bias
+    hidden = hidden * (1 + torch.erf(hidden / 2**0.5)) / 2
+    torch.testing.assert_close(layer(x), hidden @ last.weight.T + last.bias)
+
+
+def test_swiglu_equals_its_equation():
+    layer = FeedForward(4, d_feedforward=6, dropout=0.5, kind="swiglu").eval()
+    w, v = layer.layers[0].weight.chunk(2)
+    x = torch.randn(2, 3, 4)
+    gate = x @ w.T
+    hidden = gate / (1 + (-gate).exp()) * (x @ v.T)
+    torch.testing.assert_close(layer(x), hidden @ layer.layers[3].weight.T)
+    assert sum(weight.numel() for weight in layer.parameters()) == 3 * 4 * 6
+
+
+def test_an_unknown_kind_is_refused():
+    with pytest.raises(InputError, match="feed_forward='tanh' is unknown; known: relu, gelu, swiglu"):
+        FeedForward(4, kind="tanh")
 
 
 def test_each_position_is_mapped_by_itself():

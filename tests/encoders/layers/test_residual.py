@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 from torch import nn
@@ -15,6 +17,26 @@ def test_a_branch_is_added_to_its_input_behind_the_norm(layer_norm: bool):
     x = torch.randn(2, 3, 4)
     inner = torch.nn.functional.layer_norm(x, (4,)) if layer_norm else x
     torch.testing.assert_close(branch(x), x + layer(inner))
+
+
+def test_a_norm_may_come_after_the_sum_or_be_of_queries_and_what_passes_by():
+    x, norm = torch.randn(2, 3, 4), partial(torch.nn.functional.layer_norm, normalized_shape=(4,))
+    layer = FeedForward(4)
+    torch.testing.assert_close(Residual(layer, 4, place="post")(x), norm(x + layer(x)))
+    torch.testing.assert_close(Residual(layer, 4, place="queries")(x), norm(x) + layer(norm(x)))
+    attention = CausalSelfAttention(4, num_heads=2)
+    expected = norm(x) + attention(norm(x), keys_from=x)
+    torch.testing.assert_close(Residual(attention, 4, place="queries")(x), expected)
+
+
+@pytest.mark.parametrize("place", ["pre", "post", "queries"])
+def test_a_gate_of_what_passes_by_weighs_a_branch(place: str):
+    x, layer = torch.randn(2, 3, 4), FeedForward(4)
+    plain, gated = (Residual(layer, 4, place=place, gated=gated) for gated in (False, True))
+    torch.nn.init.zeros_(gated.gate.weight)
+    for bias, expected in ((-100.0, x if place == "pre" else plain.norm(x)), (100.0, plain(x))):
+        torch.nn.init.constant_(gated.gate.bias, bias)
+        torch.testing.assert_close(gated(x), expected)
 
 
 def test_dropout_falls_on_the_input_of_the_stack_in_training_alone():

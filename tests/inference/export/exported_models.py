@@ -21,6 +21,8 @@ NUM_ITEMS, MAX_LENGTH = 30, 50
 ENCODERS = {
     "GRU4Rec": ("GRU4Rec", {}),
     "SASRec": ("SASRec", {"rotary": True, "num_heads": 2}),
+    "SASRec-LiGR": ("SASRec", {"rotary": True, "norm": "queries", "feed_forward": "swiglu", "gated": True}),
+    "HSTU": ("HSTU", {"num_heads": 2, "num_distances": 5}),
     "MambaRec": ("MambaRec", {"d_state": 4}),
     "MambaRec-mamba2": ("MambaRec", {"d_state": 4, "mixer": "mamba2"}),
     "RecMamba": ("RecMamba", {"d_state": 4}),
