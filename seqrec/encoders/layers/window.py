@@ -19,7 +19,7 @@ CHUNK_EVENTS = 256
 
 
 class Slots(NamedTuple):
-    """What new events attend to: the window, from the oldest to the newest event, and then the new events themselves.
+    """Keys and values that new events attend to: the window, from its oldest event on, then the new events themselves.
 
     Attributes:
         keys: (B, H, S, P).
