@@ -164,6 +164,17 @@ class SeenItems(RaggedItems):
         offsets: (B + 1,) int64, as in `RaggedItems`.
     """
 
+    # Computed once, because a step reads them several times, and each operation is a launch on a GPU.
+    @cached_property
+    def counts(self) -> Tensor:
+        """(B,) number of items of each row."""
+        return super().counts
+
+    @cached_property
+    def rows(self) -> Tensor:
+        """(S,) row of each entry of `item_ids`."""
+        return super().rows
+
     @staticmethod
     def from_events(rows: Tensor, item_ids: Tensor, num_rows: int) -> SeenItems:
         """Return the distinct items of each row from (row, item) pairs in any order, without padding (item 0)."""

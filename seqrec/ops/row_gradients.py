@@ -36,6 +36,28 @@ def sum_rows(gradient: Tensor) -> tuple[Tensor, Tensor]:
     return summed.indices()[0], summed.values()
 
 
+def sums_at_each_row(gradient: Tensor) -> tuple[Tensor, Tensor]:
+    """Give each row of a sparse gradient the sum of all rows with its number.
+
+    No size depends on numbers, so Python does not wait for a GPU, as it does in `sum_rows` for the number of distinct
+    rows. A sum is the difference of two running sums in float64: its error is at most N / 2^53 of the absolute sum of
+    its column, and an infinite number makes NaN of rows with a higher number too. torch lists `cumsum` on a GPU among
+    operations whose last bit may change from run to run.
+
+    Args:
+        gradient: (V, D) sparse COO tensor of N rows, in any order and possibly repeated; float32 or narrower.
+
+    Returns:
+        Row numbers (N,), ascending and as often as in the gradient, and the sums (N, D) in float32. Repeated rows are
+        equal to the bit.
+    """
+    row_ids, places = gradient._indices()[0].sort(stable=True)
+    running = gradient._values().index_select(0, places).t().contiguous().cumsum(1, dtype=torch.float64)
+    running = F.pad(running, (1, 0))
+    first, after = (torch.searchsorted(row_ids, row_ids, right=right) for right in (False, True))
+    return row_ids, (running.index_select(1, after) - running.index_select(1, first)).t().float()
+
+
 def sums_at_lookup(device: torch.device) -> bool:
     """Return True if a lookup should read each distinct row once, so that the gradient has no repeated rows.
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from seqrec.errors import InputError
-from seqrec.ops.row_gradients import sum_rows
+from seqrec.ops.row_gradients import sum_rows, sums_at_each_row
 
 # A float32 is a bfloat16 followed by 16 further bits of the fraction.
 DROPPED_BITS = 16
@@ -57,7 +57,10 @@ class RowOptimizer(Optimizer):
 
     @abstractmethod
     def _changes(self, row_ids: Tensor, gradients: Tensor, state: dict[str, Any], group: dict[str, Any]) -> Tensor:
-        """Return the change (U, D) of rows `row_ids` (U,) with `gradients` (U, D), and update their state."""
+        """Return the change (U, D) of rows `row_ids` (U,) with `gradients` (U, D), and update their state.
+
+        On a GPU, numbers may be repeated, with equal gradients: state is written there, and never added to.
+        """
 
     def new_state(self, table: Tensor, dtype: torch.dtype) -> dict[str, Tensor]:
         """Return the state of one of the tables (V, D) before its first step, by name; each entry has V rows."""
@@ -86,18 +89,21 @@ class RowOptimizer(Optimizer):
                 "a table with row-sparse updates has a dense gradient, which objectives make that read all items: "
                 "use a sampled objective (SampledSoftmax, GBCE, BCE), or set item_table.sparse: false"
             )
-        row_ids, gradients = sum_rows(table.grad)
+        written = _writes_repeated(table)
+        row_ids, gradients = (sums_at_each_row if written else sum_rows)(table.grad)
         state = self.state[table]
         if not state:
             state["step"] = 0
             state.update(self._new_state(table, gradients.dtype, group))
         state["step"] += 1
         changes = self._changes(row_ids, gradients, state, group)
-        if table.dtype == changes.dtype:
+        if table.dtype == changes.dtype and not written:
             table.index_add_(0, row_ids, changes)
             return
         rows = changes.add_(table.index_select(0, row_ids))
-        if group["stochastic_rounding"]:
+        if written:
+            table.index_copy_(0, row_ids, rows)
+        elif group["stochastic_rounding"]:
             generator = step_generator(group["seed"], state["step"], part, table.device)
             table.index_copy_(0, row_ids, round_stochastically(rows, generator))
         else:
@@ -129,6 +135,17 @@ class RowOptimizer(Optimizer):
 
     def _tables(self) -> list[Tensor]:
         return [table for group in self.param_groups for table in group["params"]]
+
+
+def _writes_repeated(table: Tensor) -> bool:
+    """Return whether rows are written as often as the gradient has them, so that a GPU need not count distinct ones.
+
+    All writes of a row are equal, which stochastic rounding would change.
+    """
+    assert table.grad is not None
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    on_gpu = table.device.type != "cpu"
+    return on_gpu and table.dtype == torch.float32 and not table.grad.is_coalesced() and not deterministic
 
 
 def loss_of(closure: Callable[[], Any] | None) -> Any:
