@@ -142,6 +142,13 @@ def test_seen_items_are_the_distinct_items_of_each_row_in_order(events: list[tup
     assert seen.rows.tolist() == [r for r, items in enumerate(expected) for _ in items]
 
 
+def test_counts_and_rows_of_seen_items_are_computed_once_and_not_copied_to_a_batch_of_its_own():
+    seen = from_pairs([(0, 3), (2, 5)])
+    assert seen.counts is seen.counts
+    assert seen.rows is seen.rows
+    assert vars(seen.to(torch.float64)).keys() == {"item_ids", "offsets"}
+
+
 def test_items_of_the_largest_catalogues_keep_their_rows():
     largest = 2**40 - 1
     rows, items = torch.tensor([0, 0, 2, 9]), torch.tensor([largest, 1, largest, 2])

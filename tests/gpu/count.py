@@ -69,7 +69,9 @@ class _Accelerator(CPUAccelerator):
         """Do nothing."""
 
 
-def _train(model: Any, batches: list[Any], callbacks: list[pl.Callback], place: torch.device, clip: float | None) -> None:
+def _train(
+    model: Any, batches: list[Any], callbacks: list[pl.Callback], place: torch.device, clip: float | None
+) -> None:
     switches = ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary")
     trainer = pl.Trainer(
         strategy=SingleDeviceStrategy(place, _Accelerator()),
@@ -177,7 +179,14 @@ def measure(
             counts = count_step(encoder, graphed=graphed, **shape, **settings)
             seconds = time_step(encoder, graphed=graphed, **settings)
             found = {name: dict(each) if isinstance(each, Counter) else each for name, each in vars(counts).items()}
-            yield {"encoder": encoder, "graphed": graphed, "launches": counts.launches, **found, "least": least, "seconds": seconds}
+            yield {
+                "encoder": encoder,
+                "graphed": graphed,
+                "launches": counts.launches,
+                **found,
+                "least": least,
+                "seconds": seconds,
+            }
 
 
 def cells(row: dict[str, Any]) -> list[str]:

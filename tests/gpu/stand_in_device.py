@@ -88,7 +88,12 @@ def _size(values: Any) -> int:
     """Return the bytes of distinct tensors."""
     tensors = [x for x in tree_leaves(values) if isinstance(x, Tensor)]
     tensors = [part for x in tensors for part in ((x._indices(), x._values()) if x.is_sparse else (x,))]
-    return sum({(x.data_ptr(), x.shape): x.numel() * x.element_size() for x in tensors}.values())
+    # An expanded tensor has fewer numbers in memory.
+    return sum(
+        {
+            (x.data_ptr(), x.shape): min(x.numel() * x.element_size(), x.untyped_storage().nbytes()) for x in tensors
+        }.values()
+    )
 
 
 class StandInDevice:

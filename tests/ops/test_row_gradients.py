@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from seqrec.ops.row_gradients import collected_lookups, look_up, row_gradient, sum_rows
+from seqrec.ops.row_gradients import collected_lookups, look_up, row_gradient, sum_rows, sums_at_each_row
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
@@ -33,6 +33,24 @@ def test_a_gradient_whose_rows_are_distinct_is_passed_on_without_copying():
     assert sums.data_ptr() == values.data_ptr()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("count", [0, 1, 4000])
+def test_each_row_gets_the_sum_of_all_rows_with_its_number(dtype: torch.dtype, count: int):
+    torch.manual_seed(0)
+    # One row is repeated hundreds of times, and its values are far larger than those of the others.
+    row_ids = torch.randint(0, 300, (1, count)).where(torch.rand(1, count) < 0.9, 7)
+    values = torch.randn(count, 6) * torch.where(row_ids[0] == 7, 1e4, 1e-3).unsqueeze(1)
+    gradient = torch.sparse_coo_tensor(row_ids, values.to(dtype), (310, 6), check_invariants=True)
+    numbers, sums = sums_at_each_row(gradient)
+    assert numbers.tolist() == sorted(row_ids[0].tolist())
+    assert sums.dtype == torch.float32
+    distinct, expected = sum_rows(gradient.double())
+    torch.testing.assert_close(sums.double(), expected[torch.searchsorted(distinct, numbers)], rtol=1e-5, atol=1e-9)
+    for number in numbers.unique():
+        (found,) = sums[numbers == number].unique(dim=0)
+        assert found.shape == (6,)
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.filterwarnings("ignore:Sparse invariant checks")
@@ -41,8 +59,9 @@ def test_sums_on_a_gpu_are_those_on_cpu(dtype: torch.dtype):
     torch.manual_seed(0)
     row_ids, values = torch.randint(1, 50, (1, 400)), torch.randn(400, 6).to(dtype)
     gradient = torch.sparse_coo_tensor(row_ids, values, (60, 6), check_invariants=True)
-    for found, expected in zip(sum_rows(gradient.cuda()), sum_rows(gradient), strict=True):
-        torch.testing.assert_close(found.cpu(), expected)
+    for sums in (sum_rows, sums_at_each_row):
+        for found, expected in zip(sums(gradient.cuda()), sums(gradient), strict=True):
+            torch.testing.assert_close(found.cpu(), expected)
 
 
 def test_a_lookup_has_the_gradient_of_an_embedding_with_padding():
