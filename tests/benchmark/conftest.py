@@ -5,6 +5,9 @@ from pathlib import Path
 
 import pytest
 
+# The scripts of `tests/gpu` import each other as they do when they run from the root of a checkout.
+sys.path.append(str(Path(__file__).parents[2]))
+
 
 @pytest.fixture(autouse=True)
 def importable_functions(monkeypatch: pytest.MonkeyPatch):

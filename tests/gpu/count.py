@@ -151,7 +151,7 @@ def time_step(encoder: str, *, graphed: bool, clip: float | None = None, **setti
     chosen = {op.variable: op.auto("cuda", torch.float32)[0].name for op in ALL_BACKENDS}
     # What kernels do not compute may be NaN.
     check = mock.patch(f"{FiniteLoss.__module__}.math.isfinite", return_value=True)
-    usable = mock.patch.object(Backend, "why_unusable", lambda *_: None)
+    usable = mock.patch.object(Backend, "why_unusable", return_value=None)
     with mock.patch.dict(os.environ, chosen), check, usable, kernels_as(lambda name, arguments: None):
         _train(model, batches, _callbacks(watch, graphed), CPU, clip)
     return min(watch.seconds[WARM_UP:])

@@ -1,6 +1,7 @@
 """Measure and check everything on a machine with one GPU, in ten minutes, most important parts first.
 
     python -m tests.gpu.measure --out results.json
+    python -m tests.gpu.measure --out results.json --report_only  # the tables and the targets again
     python -m tests.gpu.measure --out results.json --only machine,training --budget_s 300
     python -m tests.gpu.measure --out results.json --dry_run      # the same at tiny sizes on a CPU
 
@@ -39,6 +40,10 @@ STUDY_USERS, STUDY_ITEMS, STUDY_EPOCHS = 25_001, 32_283_770, 5
 # Its memory in GB, seconds of five epochs, and seconds of an evaluation, on a GPU that it does not name.
 STUDY = {"SASRec": (25.42, 1319.18, 119.2), "RecMamba": (20.48, 819.13, 64.32), "MambaRec": (24.26, 840.28, 61.86)}
 STUDY_NEGATIVES = 100
+# Widths in its repository, where SASRec had another one than the others; also SASRec at theirs.
+STUDY_WIDTH, STUDY_SASREC_WIDTH = 32, 50
+# Rows of the item table of `kuairand_like`.
+TRAIN_ITEMS = 4_227_671
 
 Note = Callable[[Any], None]
 
@@ -53,6 +58,7 @@ class Sizes:
     d_model: int
     steps: int
     num_items: int
+    train_items: int
     study_items: int
     bulk_items: int
     bulk_users: int
@@ -63,13 +69,16 @@ class Sizes:
     rates: dict[str, Any] | None = None
 
 
-FULL = Sizes("cuda", (1000, 5000), 16, 64, 30, 100_000, STUDY_ITEMS, 1_000_000, 4096, 200, 128, 1, 0.3)
-DRY = Sizes("cpu", (12,), 2, 8, 1, 300, 500, 400, 32, 12, 4, 16, 0.001)
+FULL = Sizes("cuda", (1000, 5000), 16, 32, 30, 100_000, TRAIN_ITEMS, STUDY_ITEMS, 1_000_000, 4096, 200, 128, 1, 0.3)
+DRY = Sizes("cpu", (12,), 2, 8, 1, 300, 300, 500, 400, 32, 12, 4, 16, 0.001)
 
 
 @dataclass(frozen=True)
 class Part:
-    """A part of the run: what it does with the sizes and a function that notes results, and its time limit."""
+    """A part of the run: what it does with the sizes and a function that notes results, and its time limit.
+
+    It may also use what earlier parts left of their time.
+    """
 
     limit_s: int
     run: Callable[[Sizes, Note], None]
@@ -117,7 +126,8 @@ def tests(sizes: Sizes, note: Note, pattern: str) -> None:
             if report.failed:
                 note({f"collecting {report.nodeid}": str(report.longrepr)[-3000:]})
 
-    files = sorted(str(file) for file in (ROOT / "tests/gpu").glob("test_*.py") if re.search(pattern, file.name))
+    marked = [file for file in (ROOT / "tests").rglob("test_*.py") if "mark.gpu" in file.read_text(encoding="utf-8")]
+    files = sorted(str(file) for file in marked if re.search(pattern, file.name))
     # The kernels of many sizes are compiled on all cores.
     parallel = ["-n", "8"] if sizes.device == "cuda" and importlib.util.find_spec("xdist") else []
     options = ["-m", "gpu", "-o", "addopts=", "-q", "-p", "no:cacheprovider", "--durations=10", *parallel]
@@ -125,38 +135,108 @@ def tests(sizes: Sizes, note: Note, pattern: str) -> None:
 
 
 def training(sizes: Sizes, note: Note, encoder: str) -> None:
-    """The training table of one encoder at all lengths."""
+    """The training table of one encoder at all lengths, and evaluation; the model of torch's layers at the end."""
     from seqrec.benchmark.training import REFERENCE, VARIANTS
 
     name, _, mixer = encoder.partition(" ")
-    settings = _settings(sizes, mixer=mixer or "mamba")
+    settings = _settings(sizes, mixer=mixer or "mamba", num_items=sizes.train_items)
+
+    def train(*variants: str) -> None:
+        for variant, length in itertools.product(variants, sizes.lengths):
+            if not VARIANTS[variant].needs_cuda or sizes.device == "cuda":
+                note({**_trained(name, variant, length, settings, sizes), "encoder": encoder})
+
+    train("fp32", "graphed", "bf16, graphed", "bf16")
     for length in sizes.lengths:
-        for variant in ("fp32", "graphed", REFERENCE, "bf16", "bf16, graphed"):
-            if VARIANTS[variant].needs_cuda and sizes.device == "cpu":
-                continue
-            note({**_trained(name, variant, length, settings, sizes), "encoder": encoder})
         # As many histories as a training batch has, which is the default for long ones, and the default for others.
         for histories in (sizes.batch_size, sizes.eval_batch_size):
             found = _evaluated(name, length, {**settings, "eval_batch_size": histories})
             note({"evaluation": True, "encoder": encoder, "length": length, **found})
+    train(REFERENCE)
 
 
 def study(sizes: Sizes, note: Note) -> None:
-    """The rows of the study's efficiency table, and the same at five times the length."""
-    settings = _settings(sizes, d_model=min(32, sizes.d_model), num_items=sizes.study_items, dropout=0.5)
+    """The rows of the study's efficiency table, and the same at five times the length; SASRec at two widths."""
+    rows = [("MambaRec", STUDY_WIDTH), ("SASRec", STUDY_SASREC_WIDTH), ("RecMamba", STUDY_WIDTH)]
+    for length, (encoder, width) in itertools.product(sizes.lengths, [*rows, ("SASRec", STUDY_WIDTH)]):
+        settings = _settings(sizes, d_model=width, num_items=sizes.study_items, dropout=0.5)
+        for variant in ("fp32", "graphed") if sizes.device == "cuda" else ("fp32",):
+            row = _trained(encoder, variant, length, settings, sizes)
+            if "failure" not in row:
+                row["seconds of 5 epochs"] = STUDY_EPOCHS * (STUDY_USERS // sizes.batch_size) * row["seconds"]
+            names = ("GB", "seconds of 5 epochs", "seconds of evaluation")
+            note({**row, "width": width, "study": dict(zip(names, STUDY[encoder], strict=True))})
+    for length, (encoder, width), negatives in itertools.product(sizes.lengths, rows, (STUDY_NEGATIVES, None)):
+        settings = _settings(sizes, d_model=width, num_items=sizes.study_items, dropout=0.5)
+        found = _evaluated(encoder, length, settings, negatives)
+        if "failure" not in found:
+            found["seconds of evaluation"] = STUDY_USERS / sizes.eval_batch_size * found["seconds"]
+        cell = {"encoder": encoder, "length": length, "width": width, "negatives": negatives}
+        note({"evaluation": True, **cell, **found})
+
+
+def loading(sizes: Sizes, note: Note) -> None:
+    """Events/s of a loader alone, and the idle share of MambaRec's steps with it, with and without prefetch."""
     for length in sizes.lengths:
-        for encoder in STUDY:
-            for variant in ("fp32", "graphed") if sizes.device == "cuda" else ("fp32",):
-                row = _trained(encoder, variant, length, settings, sizes)
-                if "failure" not in row:
-                    row["seconds of 5 epochs"] = STUDY_EPOCHS * (STUDY_USERS // sizes.batch_size) * row["seconds"]
-                names = ("GB", "seconds of 5 epochs", "seconds of evaluation")
-                note({**row, "study": dict(zip(names, STUDY[encoder], strict=True))})
-            for negatives in (STUDY_NEGATIVES, None):
-                found = _evaluated(encoder, length, settings, negatives)
-                if "failure" not in found:
-                    found["seconds of evaluation"] = STUDY_USERS / sizes.eval_batch_size * found["seconds"]
-                note({"evaluation": True, "encoder": encoder, "length": length, "negatives": negatives, **found})
+        note({"length": length, **_attempt(_load, length, sizes)})
+        for prefetch in (False, True):
+            note({"length": length, "prefetch": prefetch, **_attempt(_train_from_loader, length, prefetch, sizes)})
+
+
+def _load(length: int, sizes: Sizes) -> dict[str, Any]:
+    batches = iter(_loader(length, sizes, None))
+    next(batches)
+    began = time.perf_counter()
+    count = sum(1 for _ in batches)
+    return {"loaded events/s": count * sizes.batch_size * length / (time.perf_counter() - began)}
+
+
+def _train_from_loader(length: int, prefetch: bool, sizes: Sizes) -> dict[str, Any]:
+    import lightning.pytorch as pl
+    import torch
+
+    from seqrec.benchmark import harness
+    from seqrec.benchmark.step_clock import ClockCallback, StepClock
+    from seqrec.experiments import MODELS
+    from seqrec.runs.callbacks import GraphedStep
+
+    place = torch.device(sizes.device)
+    clock = StepClock(place, sizes.steps)
+    with place:
+        model: Any = MODELS["MambaRec"](sizes.train_items, d_model=sizes.d_model, num_layers=2, max_length=length)
+    callbacks = [ClockCallback(clock), GraphedStep(enabled=sizes.device == "cuda")]
+    accelerator = "gpu" if sizes.device == "cuda" else "cpu"
+    trainer = pl.Trainer(accelerator, callbacks=callbacks, max_steps=clock.total_steps, devices=1, **harness.QUIET)
+    trainer.fit(model, _loader(length, sizes, place if prefetch else None))
+    seconds, busy = min(clock.step_seconds), clock.figures.get("busy_seconds")
+    idle = None if busy is None else max(0.0, 1 - busy / seconds)
+    return {"events/s": sizes.batch_size * length / seconds, "idle": idle}
+
+
+def _loader(length: int, sizes: Sizes, ahead: Any) -> Any:
+    """Return a loader of windows of a log in memory, whose batches are copied `ahead` to a device; None does not."""
+    import numpy as np
+
+    from seqrec.data.collate import WindowDataset
+    from seqrec.data.event_block import EventBlock
+    from seqrec.data.loader import ResumableLoader
+    from seqrec.data.sampler import BatchSampler
+    from seqrec.data.windows import StridedWindows
+
+    users, events = 4 * sizes.batch_size, 12 * length + 1
+    rng = np.random.default_rng(0)
+    item_ids = rng.integers(1, sizes.train_items + 1, users * events, np.int32)
+    offsets = np.arange(users + 1, dtype=np.int64) * events
+    block = EventBlock(item_ids, offsets, np.arange(1, users + 1), sizes.train_items)
+    windows = StridedWindows()
+
+    def index(rng: Any) -> Any:
+        return windows.index(offsets[:-1], offsets[1:] - 1, length, rng)
+
+    dataset, sampler = WindowDataset(block, offsets[1:]), BatchSampler(index, batch_size=sizes.batch_size, shuffle=True)
+    loader = ResumableLoader(dataset, batch_size=None, sampler=sampler, pin_memory=sizes.device == "cuda")
+    loader.device = ahead
+    return loader
 
 
 def streaming(sizes: Sizes, note: Note) -> None:
@@ -200,6 +280,7 @@ def ops(sizes: Sizes, note: Note) -> None:
     for length in sizes.lengths:
         for op in OPS:
             note({"op": op, "length": length, **_attempt(_time_op, op, length, sizes)})
+        note({"op": "dropout", "length": length, **_attempt(_time_dropout, length, sizes)})
         blocks = {"d_model": sizes.d_model, "d_state": 32, "dropout": 0.2}
         note({"blocks": length, **_attempt(time_blocks, length, **blocks, **shared)})
 
@@ -225,6 +306,27 @@ def _time_op(op: str, length: int, sizes: Sizes) -> dict[str, Any]:
 
         def step(backend: str = name) -> None:
             torch.autograd.grad(function(**leaves, **options, backend=backend).sum(), list(leaves.values()))
+
+        step()
+        seconds[name] = min(timed(step, sizes.device) for _ in range(5))
+    return {"seconds": seconds}
+
+
+def _time_dropout(length: int, sizes: Sizes) -> dict[str, Any]:
+    """Return the fastest seconds of each backend but the reference, forward and backward."""
+    import torch
+
+    from seqrec.benchmark.measurement import timed
+    from seqrec.ops.dropout import DROPOUT_BACKENDS, dropout
+
+    x = torch.randn(sizes.batch_size, length, sizes.d_model, device=sizes.device, requires_grad=True)
+    seconds: dict[str, Any] = {}
+    for name in DROPOUT_BACKENDS.names:
+        if name == "reference" or DROPOUT_BACKENDS[name].why_unusable(sizes.device, torch.float32) is not None:
+            continue
+
+        def step(backend: str = name) -> None:
+            torch.autograd.grad(dropout(x, 0.2, backend=backend).sum(), x)
 
         step()
         seconds[name] = min(timed(step, sizes.device) for _ in range(5))
@@ -290,14 +392,18 @@ def blocks(sizes: Sizes, note: Note) -> None:
 
 
 ENCODERS = ("MambaRec", "SASRec", "GRU4Rec", "RecMamba", "MambaRec mamba2", "RecMamba mamba2")
+# Those of the targets first. Up to the backends of ops, limits add up to what a call of ten minutes has.
 PARTS = {
-    "machine": Part(60, machine),
-    "tests": Part(150, tests, r"^test_cuda(?!_training)"),
-    **{f"training {name}": Part(75, training, name) for name in ENCODERS},
-    "study": Part(120, study),
-    "streaming": Part(60, streaming),
-    "ops": Part(60, ops),
+    "machine": Part(35, machine),
+    **{f"training {name}": Part(65, training, name) for name in ENCODERS[:2]},
+    "study": Part(85, study),
+    "tests": Part(120, tests, r"^test_(?!cuda_training)"),
+    **{f"training {name}": Part(40, training, name) for name in ENCODERS[2:4]},
+    "loading": Part(30, loading),
+    "streaming": Part(45, streaming),
+    "ops": Part(45, ops),
     "tests of training": Part(180, tests, "^test_cuda_training"),
+    **{f"training {name}": Part(60, training, name) for name in ENCODERS[4:]},
     "softmax": Part(30, softmax),
     "blocks": Part(60, blocks),
 }
@@ -395,7 +501,8 @@ def run(out: Path, names: Sequence[str], budget_s: float, sizes: Sizes) -> dict[
     found: dict[str, Any] = {"sizes": asdict(sizes), "parts": {}}
     for name in names:
         left = budget_s - (time.monotonic() - began)
-        limit = min(PARTS[name].limit_s, left)
+        later = sum(PARTS[each].limit_s for each in names[names.index(name) + 1 :])
+        limit = min(left, max(PARTS[name].limit_s, left - later))
         print(f"{name}: up to {limit:.0f} s of {left:.0f} s ...", flush=True)
         if left < LEAST_SECONDS:
             found["parts"][name] = {"outcome": "no time was left", "seconds": 0.0, "results": [], "output": ""}
@@ -417,13 +524,14 @@ def run(out: Path, names: Sequence[str], budget_s: float, sizes: Sizes) -> dict[
 def report(found: dict[str, Any]) -> str:
     """Return the failures and the tables of a run."""
     from seqrec.benchmark import training
+    from tests.gpu.targets import target_table
 
     rows = {name: part["results"] for name, part in found["parts"].items()}
     lines = []
     for name, part in found["parts"].items():
         lines.append(f"{name}: {part['outcome']}, {part['seconds']} s")
         lines += [f"    {json.dumps(row)[-500:]}" for row in part["results"] if "failure" in row]
-        if name in ("machine", "streaming", "ops", "softmax", "blocks"):
+        if name in ("machine", "loading", "streaming", "ops", "softmax", "blocks"):
             lines += [f"    {json.dumps(_short(row))}" for row in part["results"] if "failure" not in row]
         if name.startswith("tests"):
             lines += _test_lines(part["results"])
@@ -435,6 +543,7 @@ def report(found: dict[str, Any]) -> str:
         "evaluation": [row for row in trained if "evaluation" in row],
     }
     parts = ["\n".join(lines), *tables, *(training.report(figures) if figures["figures"] else [])]
+    parts.append(target_table(found))
     return "\n\n".join(str(part) for part in parts if part)
 
 
@@ -449,11 +558,10 @@ def _study_table(rows: list[dict[str, Any]]) -> str:
     """Return the study's efficiency table with ours; its figures are for 1,000 events."""
     from seqrec.benchmark import harness
 
-    head = (
-        "study | events | computed | ms a step | 5 epochs s | its | memory GB | its | evaluation s | all items s | its"
-    )
+    head = "study | width | events | computed | ms a step | 5 epochs s | its | memory GB | its | evaluation s"
+    head += " | all items s | its"
     judged = {
-        (row["encoder"], row["length"], row["negatives"]): f"{row['seconds of evaluation']:,.1f}"
+        (row["encoder"], row["width"], row["length"], row["negatives"]): f"{row['seconds of evaluation']:,.1f}"
         for row in rows
         if "evaluation" in row and "failure" not in row
     }
@@ -461,12 +569,14 @@ def _study_table(rows: list[dict[str, Any]]) -> str:
     for row in rows:
         if "study" not in row or "failure" in row:
             continue
-        cell = (row["encoder"], row["length"])
+        cell = (row["encoder"], row["width"], row["length"])
         GB, epochs, evaluation = row["study"].values()
         times = [f"{row['seconds'] * 1e3:,.2f}", f"{row['seconds of 5 epochs']:,.1f}", f"{epochs:,.0f}"]
         memory = [f"{(row['device_bytes'] or 0) / 1e9:.2f}", f"{GB:.2f}"]
         evaluations = [judged.get((*cell, negatives), "") for negatives in (STUDY_NEGATIVES, None)]
-        cells.append([cell[0], f"{cell[1]:,}", row["variant"], *times, *memory, *evaluations, f"{evaluation:.1f}"])
+        cells.append(
+            [cell[0], str(cell[1]), f"{cell[2]:,}", row["variant"], *times, *memory, *evaluations, f"{evaluation:.1f}"]
+        )
     return str(harness.table(head, cells))
 
 
@@ -481,7 +591,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="JSON file of all results")
     parser.add_argument("--only", default="", help=f"parts, or their first words, with commas: {', '.join(PARTS)}")
-    parser.add_argument("--budget_s", type=float, default=570.0, help="seconds of all parts together")
+    parser.add_argument("--budget_s", type=float, help="seconds of all parts: 570, or an hour if dry")
+    parser.add_argument("--report_only", action="store_true", help="print the report of the file, and measure nothing")
     parser.add_argument("--dry_run", action="store_true", help="tiny sizes on a CPU")
     parser.add_argument("--part", choices=PARTS, help=argparse.SUPPRESS)
     parser.add_argument("--sizes", type=json.loads, help=argparse.SUPPRESS)
@@ -489,13 +600,19 @@ def main() -> None:
     if given.part:
         run_part(given.part, Sizes(**given.sizes), given.out)
         return
+    if given.report_only:
+        if not given.out.is_file():
+            parser.error(f"--out: {given.out} does not exist; measure first, without --report_only")
+        print(report(json.loads(given.out.read_text(encoding="utf-8"))))
+        return
     wanted = [name.strip() for name in given.only.split(",") if name.strip()]
     names = [name for name in PARTS if not wanted or name in wanted or name.split()[0] in wanted]
     if unknown := [each for each in wanted if each not in {*PARTS, *(name.split()[0] for name in PARTS)}]:
         parser.error(f"--only: unknown part {unknown[0]!r}; known: {', '.join(PARTS)}")
     if not given.out.absolute().parent.is_dir():
         parser.error(f"--out: the folder of {given.out} does not exist; make it first")
-    found = run(given.out, names, given.budget_s, DRY if given.dry_run else FULL)
+    budget_s = given.budget_s or (3600.0 if given.dry_run else 570.0)
+    found = run(given.out, names, budget_s, DRY if given.dry_run else FULL)
     print("\n" + report(found))
 
 
