@@ -153,7 +153,7 @@ def test_parts_that_no_other_test_has_run_at_tiny_sizes(capsys: pytest.CaptureFi
     assert not [row for row in rows if "failure" in row]
     assert rows[0]["loaded events/s"] > 0
     assert [row["events/s"] > 0 for row in rows[1:]] == [True, True]
-    assert measure._time_dropout(12, measure.DRY)["seconds"].keys() == {"cpp", "torch"}
+    assert measure._time_dropout(12, measure.DRY)["seconds"].keys() >= {"cpp", "torch"}
 
 
 def test_a_file_is_reported_again(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
