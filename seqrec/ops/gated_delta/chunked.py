@@ -4,8 +4,9 @@ Event i adds `u_i k_i^T` to the state, with `u_i = b_i (v_i - a_i S_{i-1} k_i)`.
 state h = S^T before it, the u of all events solve a triangular system (Yang, Kautz & Hatamizadeh 2024, section 3.3):
 `(I + A) u = b v - g (b k) h`, with `A_ij = W_ij b_i (k_i . k_j)` for j < i, W_ij the product of the decays of events
 j + 1 .. i, and g_i that of events 1 .. i. Then `y_i = g_i q_i h + sum_{j <= i} W_ij (q_i . k_j) u_j`. The state after a
-chunk is linear in the one before it. So the triangular systems of many chunks are solved at once, and one product a
-chunk passes the state on.
+chunk is linear in the one before it. So the triangular systems of many chunks are solved at once, and few products a
+chunk pass the state on. These go through u: the K x K matrix that passes it on in one product costs more, of S events
+with K >= S.
 
 Forward keeps u and the state at each chunk's start, and backward recomputes the rest from them. As in `ssd.chunked`,
 only a few chunks are computed at once, only products of decays occur, and non-finite inputs are replaced by 0.
@@ -91,17 +92,17 @@ def _forward(
         part = _part(q, k, v, log_decay, beta, start, events, count)
         weights = part.solved.mT * part.beta.mT
         # The u of a chunk that begins with h = 0, and how it depends on h.
-        alone, lacking = weights @ part.v, weights @ (part.k * -part.before)
-        sent = part.sent.mT
-        own, kept = (torch.unflatten(sent @ each, 0, (count, -1)) for each in (alone, lacking))
-        kept.diagonal(dim1=-2, dim2=-1).add_(torch.unflatten(part.through.squeeze(-1), 0, (count, -1)))
-        for chunk in range(count):
-            at = begin + chunk
-            torch.baddbmm(own[chunk], kept[chunk], states[at], out=states[at + 1])
+        alone, lacking, sent, through = _by_chunk(
+            count, weights @ part.v, weights @ (part.k * -part.before), part.sent.mT, part.through
+        )
+        events_within = alone.shape[2]
+        for chunk, at in enumerate(range(begin, begin + count)):
+            added = torch.baddbmm(alone[chunk], lacking[chunk], states[at])
+            u[at, :, :events_within] = added
+            torch.baddbmm(through[chunk] * states[at], sent[chunk], added, out=states[at + 1])
+        u[begin : begin + count, :, events_within:] = 0
         first = states[begin : begin + count].flatten(0, 1)
-        added = torch.baddbmm(alone, lacking, first)
-        u[begin : begin + count, :, : added.shape[1]] = torch.unflatten(added, 0, (count, -1))
-        u[begin : begin + count, :, added.shape[1] :] = 0
+        added = u[begin : begin + count, :, :events_within].flatten(0, 1)
         _write(y, events, count, torch.baddbmm((part.q @ first).mul_(part.before), part.mixed.mT, added))
         begin += count
     spoilt = _spoilt(k, v, log_decay, beta, initial_state, start)
@@ -144,19 +145,18 @@ def _backward(
             begin -= count
             part = _part(q, k, v, log_decay, beta, start, events, count)
             dout = finite_(_cut(dy, events, count))
-            # Gradients of the systems' right sides if that of h is 0, and how they depend on it.
+            # Gradients of the systems' right sides if that of h at the chunk's end is 0, and how they depend on it.
             alone, received = part.solved @ (part.mixed @ dout), part.solved @ part.sent
-            pushed = (part.asked * -part.before).mT
-            own = torch.baddbmm((part.q * part.before).mT @ dout, pushed, alone)
-            own, kept = (torch.unflatten(each, 0, (count, -1)) for each in (own, pushed @ received))
-            kept.diagonal(dim1=-2, dim2=-1).add_(torch.unflatten(part.through.squeeze(-1), 0, (count, -1)))
-            dlasts = torch.empty_like(states[begin : begin + count])
+            # That of h at the chunk's start comes through outputs, through right sides, and through what is kept of h.
+            own, pushed = (part.q * part.before).mT @ dout, (part.asked * -part.before).mT
+            own, pushed, alone, received, through = _by_chunk(count, own, pushed, alone, received, part.through)
+            dlasts, dside = torch.empty_like(states[begin : begin + count]), torch.empty_like(alone)
             for chunk in reversed(range(count)):
                 dlasts[chunk] = dstate
-                dstate = torch.baddbmm(own[chunk], kept[chunk], dstate)
-            first = states[begin : begin + count].flatten(0, 1)
+                torch.baddbmm(alone[chunk], received[chunk], dstate, out=dside[chunk])
+                dstate = torch.baddbmm(own[chunk], pushed[chunk], dside[chunk]).addcmul_(through[chunk], dstate)
+            first, dside = states[begin : begin + count].flatten(0, 1), dside.flatten(0, 1)
             added = u[begin : begin + count, :, : dout.shape[1]].flatten(0, 1)
-            dside = torch.baddbmm(alone, received, dlasts.flatten(0, 1))
             pieces = _gradients(part, dout, dside, added, first, dlasts.flatten(0, 1))
             for whole, piece in zip(wholes, pieces, strict=True):
                 _write(whole, events, count, piece)
@@ -211,6 +211,11 @@ def _gradients(
 def _dot(one: Tensor, other: Tensor) -> Tensor:
     """Return sums (M, S, 1) of products."""
     return (one * other).sum(-1, keepdim=True)
+
+
+def _by_chunk(count: int, *values: Tensor) -> list[Tensor]:
+    """View (M, ..) as (n, M / n, ..)."""
+    return [torch.unflatten(value, 0, (count, -1)) for value in values]
 
 
 def _cut(value: Tensor, events: slice, count: int) -> Tensor:
