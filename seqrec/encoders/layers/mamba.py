@@ -216,8 +216,8 @@ def convolve_further(
     return out, last.to(inputs.dtype)
 
 
-def initial_dt_bias(channels: int) -> Tensor:
-    """Return (channels,) values whose softplus is log-uniform in [DT_MIN, DT_MAX]."""
-    log_low, log_high = math.log(DT_MIN), math.log(DT_MAX)
+def initial_dt_bias(channels: int, low: float = DT_MIN, high: float = DT_MAX) -> Tensor:
+    """Return (channels,) values whose softplus is log-uniform in [low, high]."""
+    log_low, log_high = math.log(low), math.log(high)
     dt = torch.exp(torch.rand(channels) * (log_high - log_low) + log_low).clamp_min(DT_FLOOR)
     return dt + torch.log(-torch.expm1(-dt))

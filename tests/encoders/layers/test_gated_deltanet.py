@@ -70,3 +70,31 @@ def test_a_stream_has_the_documented_size_and_is_not_written_in_place():
     inner, heads = 16, 1
     assert encoder.init_state(3, max_length=5).row_bytes == ((inner + 2 * heads * 4) * 2 + inner * 4) * 4
     assert not encoder.takes_slab_rows
+
+
+def test_an_untrained_memory_is_asked_what_followed_the_present_event():
+    torch.manual_seed(0)
+    mixer = GatedDeltaNetMixer(64)
+
+    def influence(x: torch.Tensor) -> torch.Tensor:
+        """Gradients of the newest output for each event, (L,)."""
+        x = x.clone().requires_grad_()
+        mixer(x)[:, -1].square().sum().backward()
+        assert x.grad is not None
+        return x.grad.norm(dim=2).mean(0)
+
+    x = torch.randn(64, 30, 64)
+    never_before = influence(x)
+    x[:, -1] = x[:, 7]
+    times = influence(x) / never_before
+    # The value of event 8 is a convolution of events 5 to 8.
+    assert times[8] > 1.5
+    assert times[9:12].max() < 1.1
+    assert times[:5].max() < 1.1
+
+
+def test_an_untrained_memory_keeps_half_of_a_value_for_40_events_or_more():
+    mixer = GatedDeltaNetMixer(64, head_dim=1)
+    decays = torch.exp(-mixer.A_log.exp() * F.softplus(mixer.dt_bias))
+    assert decays.min() ** 40 > 0.5
+    assert decays.max() < 1
