@@ -58,11 +58,13 @@ class Ability:
         asks: What is asked, in a few words.
         row: Draws a history, given `lag`, `kept` and a generator.
         most: Things that must be kept at once in validation and test.
+        names_lag: Whether `lag` is a part of the question, so that training cannot mix several.
     """
 
     asks: str
     row: Draw
     most: int = 1
+    names_lag: bool = False
 
     def draw(self, rows: int, lag: int, generator: np.random.Generator, kept: int | None = None) -> Asked:
         """Draw a batch.
@@ -152,7 +154,7 @@ def _asked(items: np.ndarray, places: np.ndarray) -> History:
 
 
 ABILITIES = {
-    "delay": Ability("the item so many events back", _delay),
+    "delay": Ability("the item so many events back", _delay, names_lag=True),
     "recall": Ability(f"what followed the present item, of {PAIRS} pairs", _recall, PAIRS),
     "selection": Ability(f"what followed a marker, of {SELECTED}", _selection, SELECTED),
     "count": Ability(f"the item that was marked most often, of {CANDIDATES}", _count, COUNTED),

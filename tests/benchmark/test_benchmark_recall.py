@@ -23,7 +23,7 @@ def _echo(lag: int, kept: int, generator: np.random.Generator) -> History:
 
 
 def test_training_ends_when_the_ability_is_found(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setitem(ABILITIES, "delay", Ability("the event itself", _echo))
+    monkeypatch.setitem(ABILITIES, "delay", Ability("the event itself", _echo, names_lag=True))
     monkeypatch.setattr(recall, "INTERVAL", 20)
     found = find_ability("delay", "GRU4Rec", 5, 0.01, 0, SHARED)
     assert found["HR@1"] > 0.9
@@ -31,6 +31,21 @@ def test_training_ends_when_the_ability_is_found(monkeypatch: pytest.MonkeyPatch
     assert 0 < found["steps"] < 400
     assert found["events"] == found["steps"] * 26 * 15
     assert found["state_bytes"] == 4 * 32
+
+
+@pytest.mark.parametrize("names_lag", [True, False])
+def test_training_has_distances_from_10_events_to_the_judged_one(monkeypatch: pytest.MonkeyPatch, names_lag: bool):
+    lags = []
+
+    def echo(lag: int, kept: int, generator: np.random.Generator) -> History:
+        lags.append(lag)
+        return _echo(lag, kept, generator)
+
+    monkeypatch.setitem(ABILITIES, "delay", Ability("the event itself", echo, names_lag=names_lag))
+    find_ability("delay", "GRU4Rec", 50, 0.01, 0, SHARED | {"steps": 20})
+    trained = set(lags) - {50}
+    assert max(lags) == 50
+    assert (not trained) if names_lag else (len(trained) > 5 and min(trained) in range(10, 20))
 
 
 def test_training_ends_when_the_updates_are_used_up():

@@ -34,13 +34,13 @@ class GatedDeltaNetMixer(nn.Module):
     `beta_t = sigmoid(.)` and the decay `alpha_t = exp(-exp(A_log) softplus(. + dt_bias))` are computed. Causal
     depthwise convolution with SiLU over queries, keys and values. Queries and keys are divided by their norms. Then
     `S_t = alpha_t S_{t-1} (I - beta_t k_t k_t^T) + beta_t v_t k_t^T` and `y_t = S_t q_t`, with S a (P, N) matrix of
-    each head; RMS norm of each head's y, times silu(z); out-projection. `A_log` and `dt_bias` start as in
-    `Mamba2Mixer`.
+    each head; RMS norm of each head's y, times silu(z); out-projection.
 
-    Keys start with the weights of queries (Mimetic Initialization Helps State Space Models Learn to Recall, Trockman et
-    al. 2024, section 4). Beyond that paper, the convolution of keys starts as the event before, and that of queries as
-    the present one. The memory thus starts with pairs of an event and the next, and is asked what followed the present
-    item. From random weights, recall of 32 pairs among 1,000 items takes over ten times as many updates.
+    Keys start with the weights of queries, as in Mimetic Initialization Helps State Space Models Learn to Recall
+    (Trockman et al. 2024). Beyond that paper, the convolution of keys starts as the event before, and that of queries
+    as the present one: the memory starts with pairs of an event and the next, and is asked what followed the present
+    item. From random weights, recall of 32 pairs among 1,000 items takes about ten times as many updates. `A_log`
+    starts as in `Mamba2Mixer`, and `dt_bias` lower, for values are replaced rather than forgotten.
 
     In Mamba-2 a pair is added to what the memory holds: `S_t = alpha_t S_{t-1} + v_t k_t^T`, with one key for all
     heads. Here beta is the share that is replaced, and each head has its own key. Differs from the authors' code:
