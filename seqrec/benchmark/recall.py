@@ -21,7 +21,7 @@ from seqrec.benchmark.measurement import run_measured, timed
 from seqrec.data.prepare.memory import spoken_bytes
 from seqrec.data.progress import Progress, print_line
 from seqrec.encoders import ENCODERS, SequenceEncoder
-from seqrec.encoders.layers import LearnedPositions
+from seqrec.encoders.layers import GatedDeltaNetMixer, LearnedPositions
 from seqrec.errors import InputError
 from seqrec.types import History
 
@@ -47,6 +47,8 @@ def benchmark_recall(
     d_model: int = 64,
     num_layers: int = 2,
     batch_events: int = 4096,
+    item_std: float = 0.02,
+    pairs: bool = False,
     device: str = "cpu",
     json_file: str | None = None,
 ) -> None:
@@ -73,6 +75,8 @@ def benchmark_recall(
         d_model: Width.
         num_layers: Blocks.
         batch_events: Events of a batch, at least one history.
+        item_std: Standard deviation of the items' vectors at the start.
+        pairs: Whether mixers of Gated DeltaNet start as a memory of pairs; see `GatedDeltaNetMixer.start_with_pairs`.
         device: cpu or cuda.
         json_file: File for the figures, as JSON; written anew after each cell.
 
@@ -87,22 +91,24 @@ def benchmark_recall(
     harness.check_names(ABILITIES, abilities=abilities)
     if not lrs or not all(lr > 0 for lr in lrs):
         raise InputError(f"lrs={list(lrs)} must be one or more, and all positive")
+    if not item_std > 0:
+        raise InputError(f"item_std={item_std} must be positive, as in 0.02")
     harness.check_device(device)
     for encoder in encoders:
         build_encoder(encoder, d_model, num_layers)
-    shared = {"steps": steps, "batch_events": batch_events, "device": device}
-    shared |= {"d_model": d_model, "num_layers": num_layers}
-    pairs = list(itertools.product(abilities, encoders))
-    # Cells of a pair that is found at every lag.
+    shared = {"steps": steps, "batch_events": batch_events, "item_std": item_std, "device": device}
+    shared |= {"d_model": d_model, "num_layers": num_layers, "pairs": pairs}
+    rows = list(itertools.product(abilities, encoders))
+    # Cells of an ability and an encoder that is found at every lag.
     most = len(lrs) + len(lags) * seeds - 1
     settings = {**shared, "lrs": list(lrs), "seeds": seeds}
-    benchmark = Benchmark(json_file, len(pairs) * most, settings=settings, cells=[])
+    benchmark = Benchmark(json_file, len(rows) * most, settings=settings, cells=[])
 
     def measure(cell: Row) -> Row:
         measured = run_measured(find_ability, {**cell, "shared": shared}, show=benchmark.show)
         return {**measured.value, "peak_bytes": measured.peak_resident}
 
-    for left, (ability, encoder) in zip(reversed(range(len(pairs))), pairs, strict=True):
+    for left, (ability, encoder) in zip(reversed(range(len(rows))), rows, strict=True):
         cell = {"ability": ability, "encoder": encoder}
         _run_lags(partial(_run, benchmark, measure, cell), lags, lrs, seeds)
         benchmark.stage.total = len(benchmark["cells"]) + left * most
@@ -188,11 +194,11 @@ def build_encoder(text: str, d_model: int, num_layers: int) -> SequenceEncoder:
 class Answerer(nn.Module):
     """An encoder over a table of items, which also answers: scores are products of normed states and items."""
 
-    def __init__(self, encoder: SequenceEncoder, max_length: int) -> None:
+    def __init__(self, encoder: SequenceEncoder, max_length: int, item_std: float = 0.02) -> None:
         super().__init__()
         self.encoder = encoder
         self.items = nn.Embedding(NUM_ITEMS + 1, encoder.d_model)
-        nn.init.normal_(self.items.weight, std=0.02)
+        nn.init.normal_(self.items.weight, std=item_std)
         self.norm = nn.LayerNorm(encoder.d_model)
         needs_positions = getattr(encoder, "rotary", None) is False
         self.positions = LearnedPositions(max_length, encoder.d_model) if needs_positions else None
@@ -216,8 +222,11 @@ def find_ability(ability: str, encoder: str, lag: int, lr: float, seed: int, sha
     torch.manual_seed(seed)
     task, device = ABILITIES[ability], torch.device(shared["device"])
     built = build_encoder(encoder, shared["d_model"], shared["num_layers"])
+    for module in built.modules() if shared["pairs"] else ():
+        if isinstance(module, GatedDeltaNetMixer):
+            module.start_with_pairs()
     length = task.draw(1, lag, np.random.default_rng(0)).items.shape[1]
-    model = Answerer(built, length).to(device)
+    model = Answerer(built, length, shared["item_std"]).to(device)
     generator = np.random.default_rng([seed, 0])
     judged = _questions(task, lag, np.random.default_rng([seed, 1]))
     averaged = get_ema_multi_avg_fn(AVERAGING)  # type: ignore[no-untyped-call]

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ from seqrec.benchmark.measurement import Measurement, MemoryLimitError
 from seqrec.benchmark.recall import Answerer, benchmark_recall, build_encoder, find_ability
 from seqrec.errors import InputError
 
-SHARED = {"steps": 400, "batch_events": 400, "device": "cpu", "d_model": 32, "num_layers": 1}
+SHARED = {"steps": 400, "batch_events": 400, "item_std": 0.02, "device": "cpu", "d_model": 32, "num_layers": 1}
+SHARED |= {"pairs": False}
 
 
 def _echo(lag: int, kept: int, generator: np.random.Generator) -> History:
@@ -54,11 +56,23 @@ def test_training_ends_when_the_updates_are_used_up():
     assert stopped["HR@1"] < 0.1
 
 
+@pytest.mark.slow
+def test_the_delta_rule_that_starts_with_pairs_learns_recall(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(ABILITIES, "recall", replace(ABILITIES["recall"], most=4))
+    shared = SHARED | {"steps": 200, "batch_events": 1000, "item_std": 0.2}
+    random, pairs = (
+        find_ability("recall", "MambaRec:mixer=gated_deltanet", 10, 0.01, 0, shared | {"pairs": start})["HR@1"]
+        for start in (False, True)
+    )
+    assert pairs > random + 0.3
+
+
 def test_encoders_have_the_arguments_after_the_colon():
     assert build_encoder("MambaRec:mixer=mamba2,d_state=8", 16, 1).mixer == "mamba2"
     assert build_encoder("SASRec:rotary=true", 16, 2).rotary is True
     assert Answerer(build_encoder("SASRec:rotary=true", 16, 2), 50).positions is None
     assert Answerer(build_encoder("SASRec", 16, 2), 50).positions is not None
+    assert 0.4 < Answerer(build_encoder("SASRec", 16, 2), 50, 0.5).items.weight.std() < 0.6
     with pytest.raises(InputError, match="encoders: BERT4Rec sees newer events, and so the answers"):
         build_encoder("BERT4Rec", 16, 1)
     with pytest.raises(InputError, match="unknown encoder 'SASrec'"):
@@ -106,6 +120,7 @@ def test_the_table_has_the_chosen_step_size_and_stops_behind_a_lag_that_is_not_f
         ({"abilities": ["memory"]}, r"abilities=\['memory'\] must be some of delay, recall, selection, count"),
         ({"steps": 0}, "steps=0 must be at least 1"),
         ({"lrs": [0.001, np.nan]}, r"lrs=\[0.001, nan\] must be one or more, and all positive"),
+        ({"item_std": 0}, "item_std=0 must be positive, as in 0.02"),
         ({"device": "tpu"}, "device='tpu' must be cpu or cuda"),
         ({"json_file": "nowhere/figures.json"}, "json_file='nowhere/figures.json' is in a folder that does not"),
     ],

@@ -20,8 +20,8 @@ from seqrec.ops.gated_delta import gated_delta_step
 from seqrec.ops.mamba_mixer import NORM_EPS
 from seqrec.ops.problems import at_least_float32, step_sizes
 
-# Step sizes at the start: decays leave half of a value after 40 to 7,000 events, if it is not replaced.
-DT_MIN, DT_MAX = 1e-4, 1e-3
+# Step sizes of `start_with_pairs`.
+LONG_DT_MIN, LONG_DT_MAX = 1e-4, 1e-3
 # Added to the squared norm of queries and keys.
 UNIT_EPS = 1e-6
 
@@ -36,11 +36,7 @@ class GatedDeltaNetMixer(nn.Module):
     `S_t = alpha_t S_{t-1} (I - beta_t k_t k_t^T) + beta_t v_t k_t^T` and `y_t = S_t q_t`, with S a (P, N) matrix of
     each head; RMS norm of each head's y, times silu(z); out-projection.
 
-    Keys start with the weights of queries, as in Mimetic Initialization Helps State Space Models Learn to Recall
-    (Trockman et al. 2024). Beyond that paper, the convolution of keys starts as the event before, and that of queries
-    as the present one: the memory starts with pairs of an event and the next, and is asked what followed the present
-    item. From random weights, recall of 32 pairs among 1,000 items takes about ten times as many updates. `A_log`
-    starts as in `Mamba2Mixer`, and `dt_bias` lower, for values are replaced rather than forgotten.
+    `A_log` and `dt_bias` start as in `Mamba2Mixer`; see `start_with_pairs` for another start.
 
     In Mamba-2 a pair is added to what the memory holds: `S_t = alpha_t S_{t-1} + v_t k_t^T`, with one key for all
     heads. Here beta is the share that is replaced, and each head has its own key. Differs from the authors' code:
@@ -88,22 +84,10 @@ class GatedDeltaNetMixer(nn.Module):
         self.in_projection = nn.Linear(d_model, self.d_inner + convolved + 2 * self.num_heads, bias=False)
         bound = d_conv**-0.5
         self.conv_weight = nn.Parameter(torch.empty(convolved, d_conv).uniform_(-bound, bound))
-        self._start_with_pairs()
-        self.dt_bias = nn.Parameter(initial_dt_bias(self.num_heads, DT_MIN, DT_MAX))
+        self.dt_bias = nn.Parameter(initial_dt_bias(self.num_heads))
         self.A_log = nn.Parameter(torch.empty(self.num_heads).uniform_(A_MIN, A_MAX).log())
         self.norm = nn.RMSNorm(self.head_dim, eps=NORM_EPS)
         self.out_projection = nn.Linear(self.d_inner, d_model, bias=False)
-
-    @torch.no_grad()
-    def _start_with_pairs(self) -> None:
-        """Let the memory pair each event with the one before it, and look up what followed the present one."""
-        width = self.num_heads * self.d_state
-        queries, keys = self.in_projection.weight[self.d_inner : self.d_inner + 2 * width].chunk(2)
-        keys.copy_(queries)
-        query_taps, key_taps = self.conv_weight[: 2 * width].zero_().chunk(2)
-        query_taps[:, -1] = 1
-        # Without a convolution, the event before cannot be seen.
-        key_taps[:, -min(2, key_taps.shape[1])] = 1
 
     def forward(self, x: Tensor, *others: Any) -> Tensor:
         """Map (B, L, D) to (B, L, D); the output at t depends on inputs up to t, and not on `others`."""
@@ -111,6 +95,24 @@ class GatedDeltaNetMixer(nn.Module):
         y = gated_delta_rule(*self._operands(causal_conv1d(path, self.conv_weight, silu=True), numbers))
         assert isinstance(y, Tensor)
         return self._output(y, gate)
+
+    @torch.no_grad()
+    def start_with_pairs(self) -> None:
+        """Let the memory pair each event with the one before it, look up what followed the present one, and keep it.
+
+        Keys get the weights of queries, as in Mimetic Initialization Helps State Space Models Learn to Recall (Trockman
+        et al. 2024). Beyond that paper, the convolution of keys shows the event before, and that of queries the present
+        one. Decays are low: half of a value is left after 40 to 7,000 events, if it is not replaced. Recall of 32 pairs
+        among 1,000 items then takes about a tenth of the updates.
+        """
+        width = self.num_heads * self.d_state
+        queries, keys = self.in_projection.weight[self.d_inner : self.d_inner + 2 * width].chunk(2)
+        keys.copy_(queries)
+        query_taps, key_taps = self.conv_weight[: 2 * width].zero_().chunk(2)
+        query_taps[:, -1] = 1
+        # Without a convolution, the event before cannot be seen.
+        key_taps[:, -min(2, key_taps.shape[1])] = 1
+        self.dt_bias.copy_(initial_dt_bias(self.num_heads, LONG_DT_MIN, LONG_DT_MAX))
 
     def zero_state(self, batch_size: int, max_length: int, like: Tensor) -> Tensors:
         """Return the state before the first event, for any `max_length`; see `Streamed.zero_state`."""

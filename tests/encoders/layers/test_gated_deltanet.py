@@ -72,9 +72,10 @@ def test_a_stream_has_the_documented_size_and_is_not_written_in_place():
     assert not encoder.takes_slab_rows
 
 
-def test_an_untrained_memory_is_asked_what_followed_the_present_event():
+def test_a_memory_that_starts_with_pairs_is_asked_what_followed_the_present_event():
     torch.manual_seed(0)
     mixer = GatedDeltaNetMixer(64)
+    mixer.start_with_pairs()
 
     def influence(x: torch.Tensor) -> torch.Tensor:
         """Gradients of the newest output for each event, (L,)."""
@@ -93,8 +94,9 @@ def test_an_untrained_memory_is_asked_what_followed_the_present_event():
     assert times[:5].max() < 1.1
 
 
-def test_an_untrained_memory_keeps_half_of_a_value_for_40_events_or_more():
-    mixer = GatedDeltaNetMixer(64, head_dim=1)
+def test_a_memory_that_starts_with_pairs_keeps_half_of_a_value_for_40_events_or_more():
+    mixer = GatedDeltaNetMixer(64, head_dim=1, d_conv=1)
+    mixer.start_with_pairs()
     decays = torch.exp(-mixer.A_log.exp() * F.softplus(mixer.dt_bias))
     assert decays.min() ** 40 > 0.5
     assert decays.max() < 1
