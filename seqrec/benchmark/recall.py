@@ -86,13 +86,8 @@ def benchmark_recall(
     harness.check_numbers(1, lags=lags, empty=False)
     harness.check_numbers(1, steps=steps, seeds=seeds, batch_events=batch_events)
     harness.check_numbers(1, d_model=d_model, num_layers=num_layers)
-    if list(lags) != sorted(set(lags)):
-        raise InputError(f"lags={list(lags)} must be ascending: the step size is chosen at the first")
     harness.check_names(ABILITIES, abilities=abilities)
-    if not lrs or not all(lr > 0 for lr in lrs):
-        raise InputError(f"lrs={list(lrs)} must be one or more, and all positive")
-    if not item_std > 0:
-        raise InputError(f"item_std={item_std} must be positive, as in 0.02")
+    _check_numbers(lags, lrs, item_std)
     harness.check_device(device)
     for encoder in encoders:
         build_encoder(encoder, d_model, num_layers)
@@ -119,6 +114,15 @@ def benchmark_recall(
     asks = "\n".join(f"{name}: {ABILITIES[name].asks}" for name in abilities)
     head = "encoder | ability | lag | found | HR@1 | steps | train s | events/s | lr | state | memory"
     benchmark.finish(title, asks, harness.table(head, map(_cells, _means(benchmark["cells"]))))
+
+
+def _check_numbers(lags: Sequence[int], lrs: Sequence[float], item_std: float) -> None:
+    if list(lags) != sorted(set(lags)):
+        raise InputError(f"lags={list(lags)} must be ascending: the step size is chosen at the first")
+    if not lrs or not all(lr > 0 for lr in lrs):
+        raise InputError(f"lrs={list(lrs)} must be one or more, and all positive")
+    if not item_std > 0:
+        raise InputError(f"item_std={item_std} must be positive, as in 0.02")
 
 
 def _run_lags(run: Callable[..., Row], lags: Sequence[int], lrs: Sequence[float], seeds: int) -> None:
