@@ -89,16 +89,56 @@ class StreamingRecommender(Recommender):
             InputError: if an item is not in the catalogue, a time is missing or before that of the event before, a
                 column is missing, or `SequenceEncoder.step` refuses.
         """
-        if item_ids.dim() != 1:
-            raise InputError(f"item_ids must be (B,), got {tuple(item_ids.shape)}; use `extend` for several")
+        _refuse_several(item_ids)
         if self.event_time is None:
             return self.encoder.step(self._further_events(item_ids, user_ids, features), state)
-        # Without a `History`, whose columns of one event take as long to make as the step.
         encoder_state, newest = _separated(state)
         times = given_times(timestamps)
         _refuse_going_back(times < newest, times, newest)
         x = self._further_events(item_ids, user_ids, features, (times, newest))
+        return self._timed_step(x, item_ids, encoder_state, times, newest)
+
+    def check_step(
+        self,
+        item_ids: Tensor,
+        state: State,
+        timestamps: Tensor | None = None,
+        features: Mapping[str, Tensor] | None = None,
+    ) -> None:
+        """Refuse what `step` refuses. Values on a GPU are waited for; events may be on another device than the state.
+
+        Raises:
+            InputError: as `step`, but for what `SequenceEncoder.step` refuses.
+        """
+        _refuse_several(item_ids)
+        self._refuse_learned_positions()
+        self._refuse_unknown(item_ids, features)
+        if self.event_time is not None:
+            newest = _separated(state)[1]
+            times = given_times(timestamps).to(newest.device)
+            _refuse_going_back(times < newest, times, newest)
+
+    def checked_step(
+        self,
+        item_ids: Tensor,
+        state: State,
+        user_ids: Tensor | None = None,
+        timestamps: Tensor | None = None,
+        features: Mapping[str, Tensor] | None = None,
+    ) -> tuple[Tensor, State]:
+        """Compute `step` for arguments that `check_step` has seen. Reads no values, so it can be recorded."""
+        if self.event_time is None:
+            return self.encoder.step(self._further_events(item_ids, user_ids, features, check=False), state)
+        encoder_state, newest = _separated(state)
+        times = given_times(timestamps)
+        x = self._further_events(item_ids, user_ids, features, (times, newest), check=False)
+        return self._timed_step(x, item_ids, encoder_state, times, newest)
+
+    def _timed_step(
+        self, x: Tensor, item_ids: Tensor, encoder_state: State, times: Tensor, newest: Tensor
+    ) -> tuple[Tensor, State]:
         events = None
+        # Without a `History` if it is not read: its columns of one event take as long to make as the step.
         if self.encoder.reads_gaps:
             events = History(item_ids.unsqueeze(1), torch.ones_like(item_ids), times.unsqueeze(1), newest)
         states, after = self.encoder.step(x, encoder_state, events)
@@ -141,19 +181,21 @@ class StreamingRecommender(Recommender):
         user_ids: Tensor | None,
         features: Mapping[str, Tensor] | None,
         times: Times | None = None,
+        *,
+        check: bool = True,
     ) -> Tensor:
         """Return embedded events (B, D) or (B, L, D) of a stream; `times` are theirs and those of the events before."""
         self._refuse_learned_positions()
         columns = self.column_embedding
-        if item_ids.device.type != "cpu":
+        if check and item_ids.device.type != "cpu":
             # A wrong code would end all work on a GPU. On a CPU it is refused where it is read.
             self._refuse_unknown(item_ids, features)
         with torch.inference_mode():
-            parts = [self.items.parts(item_ids, scale=self.encoder.d_model**0.5, least=1)]
+            parts = [self.items.parts(item_ids, scale=self.encoder.d_model**0.5, least=int(check))]
             if times is not None:
                 parts.append(cast("TimeEmbedding", self.event_time).parts(*times))
             if columns is not None:
-                parts.append(columns.parts(features, item_ids.shape, check=True))
+                parts.append(columns.parts(features, item_ids.shape, check=check))
             rows = [row for each, _ in parts for row in each]
             vectors = [vector for _, each in parts for vector in each]
             if user_ids is not None and (users := self.users) is not None:
@@ -262,6 +304,11 @@ def _separated(state: State) -> tuple[State, Tensor]:
     if newest is None:
         raise InputError("the state has no time of the newest event, so it is of another model: use `init_state`")
     return State(tensors, state.encoder), newest
+
+
+def _refuse_several(item_ids: Tensor) -> None:
+    if item_ids.dim() != 1:
+        raise InputError(f"item_ids must be (B,), got {tuple(item_ids.shape)}; use `extend` for several")
 
 
 def _refuse_going_back(gone_back: Tensor, times: Tensor, before: Tensor) -> None:

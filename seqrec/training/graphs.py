@@ -70,6 +70,36 @@ class CudaRecorder(Recorder):
         return graph.replay
 
 
+def recordings(
+    recorder: Recorder, functions: Sequence[Callable[[], None]], device: torch.device, *, what: str, remedy: str
+) -> list[Callable[[], None]]:
+    """Warm functions up, one after the other, and record each of them.
+
+    Args:
+        recorder: Records them.
+        functions: Take and return nothing, and read and write the same memory in each call.
+        device: The device whose generator they may draw from.
+        what: What they are, and `remedy` what to do without a recording, for an error.
+        remedy: See `what`.
+
+    Raises:
+        InputError: if one cannot be recorded, such as one that reads a value of the device.
+    """
+    try:
+        # The first launch then draws what the step would have drawn without a recording.
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            for _ in range(WARM_UPS):
+                for function in functions:
+                    recorder.warm_up(function)
+        return [recorder.record(function) for function in functions]
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        # The end of a failed recording is an error too, which hides the first one.
+        reason = str(error.__context__ or error).splitlines()[0]
+        raise InputError(f"{what} cannot be recorded as a CUDA graph: {reason}; {remedy}") from error
+
+
 class GraphedLoss:
     """The loss of a batch, with gradients, computed by two recordings of its padded shape: forward and backward.
 
@@ -159,24 +189,13 @@ class GraphedLoss:
     def _record(self, batch: PaddedBatch) -> _RecordedStep:
         assert self._gradients is not None
         step = _RecordedStep(self._model, self._loss_of, batch, self._gradients)
-        devices = [batch.user_ids.device] if batch.user_ids.is_cuda else []
-        try:
-            # The first launch then draws what the step would have drawn without a recording.
-            with torch.random.fork_rng(devices):
-                for _ in range(WARM_UPS):
-                    self._recorder.warm_up(step.forward)
-                    self._recorder.warm_up(step.backward)
-            step.launch_forward = self._recorder.record(step.forward)
-            step.launch_backward = self._recorder.record(step.backward)
-        except torch.OutOfMemoryError:
-            raise
-        except RuntimeError as error:
-            # The end of a failed recording is an error too, which hides the first one.
-            reason = str(error.__context__ or error).splitlines()[0]
-            raise InputError(
-                f"the training step of {type(self._model).__name__} cannot be recorded as a CUDA graph: {reason}; "
-                "leave GraphedStep out"
-            ) from error
+        step.launch_forward, step.launch_backward = recordings(
+            self._recorder,
+            [step.forward, step.backward],
+            batch.user_ids.device,
+            what=f"the training step of {type(self._model).__name__}",
+            remedy="leave GraphedStep out",
+        )
         return step
 
 

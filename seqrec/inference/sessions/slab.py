@@ -100,9 +100,13 @@ class Slab:
         return [SlabState(self, self.free.pop()) for _ in range(count)]
 
     def gathered(self, states: Sequence[SlabState], device: torch.device | str) -> State:
-        """Return a copy of states of this slab."""
-        flat = self._rows.index_select(0, numbers(states))
-        tensors = {name: self._tensor(name, flat[:, part]).to(device) for name, part in self._parts.items()}
+        """Return a copy of states of this slab. A GPU gets all tensors in one piece."""
+        on_gpu = torch.device(device).type == "cuda"
+        # Page-locked, so that Python need not wait for the copy.
+        flat = torch.empty(len(states), self.row_bytes, dtype=torch.uint8, pin_memory=on_gpu)
+        torch.index_select(self._rows, 0, numbers(states), out=flat)
+        flat = flat.to(device, non_blocking=on_gpu)
+        tensors = {name: self._tensor(name, flat[:, part]) for name, part in self._parts.items()}
         return State(tensors, self._start.encoder)
 
     def read(self, name: str, states: Sequence[SlabState]) -> Tensor:
@@ -121,8 +125,10 @@ class Slab:
         return flat.view(like.dtype).view(len(content), *like.shape[1:])
 
     def written(self, state: State) -> list[SlabState]:
-        """Write states, and return them as rows."""
-        return self._copied(torch.cat([as_bytes(x).view(len(state), -1) for x in state.tensors.values()], 1))
+        """Write states, and return them as rows. Those on a GPU are copied in one piece."""
+        tensors = (x.detach().contiguous() for x in state.tensors.values())
+        parts = [x.view(-1).view(torch.uint8).view(len(state), -1) for x in tensors]
+        return self._copied(torch.cat(parts, 1).cpu())
 
     def in_place(self, before: Sequence[SlabState], after: Sequence[SlabState]) -> dict[str, SlabRows]:
         """Return those tensors of states that are float32, to be read in some rows and written to others."""

@@ -23,6 +23,7 @@ from seqrec.errors import InputError, SessionStoreError
 from seqrec.inference.sessions.item_rows import ItemRows
 from seqrec.inference.sessions.slab import KeptState, Slab, SlabState
 from seqrec.models import Recommender, SequentialRecommender
+from seqrec.models.graphed_stream import GraphedStream
 from seqrec.models.streaming import NEWEST_TIME
 from seqrec.specs import to_spec, with_defaults
 
@@ -82,17 +83,22 @@ class UserState(Protocol):
 class StreamedState:
     """Keeps the encoder's state and its output for the newest event; see `UserState`.
 
+    States are kept in the memory of the CPU. If the model is on a GPU, those of a batch's users are copied there and
+    back, each way in one piece.
+
     Args:
         model: A recommender in evaluation mode.
+        cuda_graphs: Whether one further event of each user is computed by CUDA graphs, recorded now; see
+            `seqrec.models.graphed_stream.GraphedStream`. It needs a model on a CUDA device.
 
     Raises:
-        InputError: if the model cannot be streamed; with the reason.
+        InputError: if the model cannot be streamed, or its step cannot be recorded; with the reason.
     """
 
     streams = True
     description = "streaming: each event continues the user's state"
 
-    def __init__(self, model: Recommender) -> None:
+    def __init__(self, model: Recommender, *, cuda_graphs: bool = False) -> None:
         reason = why_not_streamed(model)
         if reason is not None:
             raise InputError(f"{model.title} cannot be streamed: {reason}")
@@ -112,6 +118,13 @@ class StreamedState:
         self._last_bytes = last[0].numel() * last.element_size()
         self._dtype = last.dtype
         self._lock = threading.Lock()
+        self._graphs = self._graphed(model) if cuda_graphs else None
+
+    @staticmethod
+    def _graphed(model: SequentialRecommender) -> GraphedStream:
+        graphs = GraphedStream(model)
+        graphs.prepare()
+        return graphs
 
     def describe(self) -> dict[str, Any]:
         """See `UserState.describe`."""
@@ -152,11 +165,17 @@ class StreamedState:
     @torch.inference_mode()
     def _extended(self, states_before: Sequence[KeptState], item_ids: ItemRows, user_ids: Tensor) -> list[SlabState]:
         model, device = self._model, self._model.device
-        before, users = self._slab.before(states_before), user_ids.to(device)
+        before = self._slab.before(states_before)
         is_step = len(item_ids.flat) == len(item_ids)
-        items = torch.from_numpy(item_ids.flat).to(device)
-        times = None if item_ids.times is None else torch.from_numpy(item_ids.times).to(device)
+        items = torch.from_numpy(item_ids.flat)
+        times = None if item_ids.times is None else torch.from_numpy(item_ids.times)
         columns = item_ids.of_one_event() if is_step else None
+        if is_step and self._graphs is not None:
+            kept = self._without_last(before)
+            last, state = self._graphs.step(items, kept, user_ids, times, columns)
+            return self._slab.written(State({**state.tensors, LAST: last}, state.encoder))
+        items, users = items.to(device), user_ids.to(device)
+        times = None if times is None else times.to(device)
         features = None if columns is None else {name: x.to(device) for name, x in columns.items()}
         if is_step and self._in_place:
             after = self._slab.taken(len(before))
@@ -169,8 +188,7 @@ class StreamedState:
             if times is not None:
                 self._slab.write(NEWEST_TIME, after, times)
             return after
-        kept = self._slab.gathered(before, device)
-        state = State({name: x for name, x in kept.tensors.items() if name != LAST}, kept.encoder)
+        state = self._without_last(before)
         if is_step:
             last, state = model.step(items, state, users, times, features)
         else:
@@ -178,6 +196,11 @@ class StreamedState:
             states, state = model.extend(history, state, users)
             last = states[torch.arange(len(users), device=device), history.lengths - 1]
         return self._slab.written(State({**state.tensors, LAST: last}, state.encoder))
+
+    def _without_last(self, rows: Sequence[SlabState]) -> State:
+        """Return a copy of states on the model's device, without the output for the newest event."""
+        kept = self._slab.gathered(rows, self._model.device)
+        return State({name: x for name, x in kept.tensors.items() if name != LAST}, kept.encoder)
 
     def batches(self, kept: Sequence[KeptState]) -> list[list[int]]:
         """See `UserState.batches`; all users are one group."""
