@@ -166,7 +166,7 @@ def best_items_of_each(
         # Users with the same candidates are searched together.
         places = [place for place, own in enumerate(options) if id(own.allowed) == key]
         own_rows = torch.tensor(places, device=states.device)
-        best = scorer.top_k(states[own_rows], k, user_ids[own_rows], exclude=exclude.of_rows(own_rows), allowed=allowed)
+        best = scorer.top_k(states[own_rows], k, user_ids[places], exclude=exclude.of_rows(own_rows), allowed=allowed)
         item_ids[own_rows], scores[own_rows] = best.item_ids, best.scores
     return Recommendations(item_ids, scores, user_ids)
 

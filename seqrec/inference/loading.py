@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, cast
@@ -122,3 +123,20 @@ def _store(record: dict[str, Any], path: Path, store: str | Path | None) -> Even
         raise MissingStoreError(
             f"no event store at {folder}, where that of ckpt={path} should be; give its present folder: store=FOLDER"
         ) from error
+
+
+def torch_device(device: str) -> str:
+    """Return the torch device of an option: cpu, cuda, or auto, which is cuda if there is a GPU.
+
+    Each process of torchrun gets a GPU of its own.
+
+    Raises:
+        InputError: if it is another one, or there is no GPU.
+    """
+    if device not in ("auto", "cpu", "cuda"):
+        raise InputError(f"device={device!r} must be auto, cpu or cuda")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise InputError("device='cuda', but torch finds no GPU; use cpu or auto")
+    if device == "cpu" or not torch.cuda.is_available():
+        return "cpu"
+    return f"cuda:{os.environ.get('LOCAL_RANK', 0)}"

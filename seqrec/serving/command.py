@@ -16,13 +16,14 @@ from seqrec.catalogue.item_columns import ItemColumns
 from seqrec.catalogue.recommend import item_ids_of
 from seqrec.data.store import EventStore
 from seqrec.errors import InputError, check_at_least
-from seqrec.inference.loading import load_with_store
+from seqrec.inference.loading import load_with_store, torch_device
 from seqrec.inference.sessions import (
     InMemoryStore,
     RedisStore,
     SessionRecommender,
     SQLiteStore,
     StateStore,
+    StreamedState,
     log_histories,
 )
 from seqrec.inference.sessions.stores.redis import PASSWORD_VARIABLE
@@ -50,6 +51,8 @@ def serve(
     allow_no_token: bool = False,
     allowed_hosts: str | None = None,
     threads: int = 1,
+    device: str = "cpu",
+    cuda_graphs: bool = False,
     access_log: bool = False,
     log: str | None = None,
     candidates: dict[str, str] | None = None,
@@ -79,6 +82,9 @@ def serve(
             and `host`. Requests that name others are refused, which keeps out web pages that point a name of theirs
             here. '*' allows all.
         threads: Threads of a model call; small batches are fastest with one, catalogues of millions with more.
+        device: Where the model computes: cpu, cuda, or auto: cuda if there is a GPU. Sessions stay in the CPU's memory.
+        cuda_graphs: Whether events of models that stream are computed by CUDA graphs, for a batch of 1, 2, 4, .. up to
+            256 users, recorded at the start. Needs a CUDA device.
         access_log: Whether to log each request.
         log: Folder of an event store with histories that start its users' sessions; None starts all without events.
         candidates: Conditions on items by name, such as --candidates.jazz "genres has 'jazz' and year > 1990". A
@@ -103,6 +109,7 @@ def serve(
     from seqrec.serving.server import Server, allow_open_files, bind, check_host, read_token, url_of
 
     check_at_least(1, threads=threads)
+    on = torch_device(device)
     token, hosts = read_token(token_file), [host, *host_names(allowed_hosts or "")]
     check_host(host, token, allow_no_token=allow_no_token)
     limits = limits or Limits()
@@ -112,7 +119,7 @@ def serve(
     with bind(host, port) as listener:
         kept = InMemoryStore(keep_events=DEMO_EVENTS if demo else 0) if sessions is None else sessions
         tables = items, items_key, candidates or {}, where_columns, demo
-        load = partial(_load, ckpt, store, kept, log, *tables)
+        load = partial(_load, ckpt, store, kept, log, on, cuda_graphs, *tables)
         # Modules stay; searching them for garbage would take half a second. Models are replaced.
         gc.collect()
         gc.freeze()
@@ -133,6 +140,8 @@ def _load(
     store: str | None,
     kept: StateStore,
     log: str | None,
+    device: str,
+    cuda_graphs: bool,
     items: str | None,
     items_key: str,
     conditions: dict[str, str],
@@ -145,13 +154,15 @@ def _load(
 
     # The newest run of a folder may be another one by now.
     checkpoint = find_checkpoint(ckpt)
-    model, trained_on = load_with_store(checkpoint, store=store)
+    model, trained_on = load_with_store(checkpoint, store=store, device=device)
     if before is not None:
         check_successor(before, model, kept)
     table = _item_columns(model, trained_on, items, items_key, bool(conditions) or where_columns is not None, demo)
     named, columns = _choices(table, conditions, where_columns)
     history_of = None if log is None else log_histories(EventStore.open(log))
-    return Loaded(SessionRecommender(model, kept, history_of=history_of), named, columns, table, checkpoint)
+    memory = StreamedState(model, cuda_graphs=True) if cuda_graphs else None
+    recommender = SessionRecommender(model, kept, memory=memory, history_of=history_of)
+    return Loaded(recommender, named, columns, table, checkpoint)
 
 
 def _item_columns(

@@ -9,8 +9,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from seqrec.catalogue.histories import read_block_list, read_candidates, read_options
 from seqrec.catalogue.search import ExactSearch, ItemSearch
 from seqrec.data.manifest import MANIFEST
@@ -25,7 +23,7 @@ from seqrec.errors import InputError, check_at_least
 from seqrec.inference.bulk.job import BulkJob, describe, recommend_in_bulk
 from seqrec.inference.bulk.output import BulkOutput
 from seqrec.inference.bulk.users import BulkUsers, store_digest
-from seqrec.inference.loading import load_with_store
+from seqrec.inference.loading import load_with_store, torch_device
 from seqrec.inference.writer import list_report
 from seqrec.models import Recommender
 
@@ -96,7 +94,7 @@ def recommend(
     """
     check_at_least(1, max_tokens=max_tokens)
     rank, ranks = share(shard)
-    model, trained_on = load_with_store(ckpt, store=store, device=_device(device))
+    model, trained_on = load_with_store(ckpt, store=store, device=torch_device(device))
     chosen = read_candidates(model, candidates, where, trained_on if items is None else items, items_key)
     blocked = None if block is None else read_block_list(block)
     options = read_options(model, top_k, filter_seen, blocked, at, chosen)
@@ -183,13 +181,3 @@ def share(shard: str | None) -> tuple[int, int]:
     if not found or int(found[1]) >= int(found[2]):
         raise InputError(f"shard={shard!r} must be a share such as 0/4, 1/4, 2/4 or 3/4")
     return int(found[1]), int(found[2])
-
-
-def _device(device: str) -> str:
-    if device not in ("auto", "cpu", "cuda"):
-        raise InputError(f"device={device!r} must be auto, cpu or cuda")
-    if device == "cuda" and not torch.cuda.is_available():
-        raise InputError("device='cuda', but torch finds no GPU; use cpu or auto")
-    if device == "cpu" or not torch.cuda.is_available():
-        return "cpu"
-    return f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
