@@ -250,7 +250,8 @@ class SequenceBatch(TensorRecord):
 
     def asked_at(self, times: Tensor) -> SequenceBatch:
         """Return the batch with the time (B,) int64 of each row's request."""
-        return replace(self, request_times=times.unsqueeze(1).expand_as(self.history.item_ids))
+        # Contiguous, as numbers that are kept once and read repeatedly cannot be copied into page-locked memory.
+        return replace(self, request_times=times.unsqueeze(1).expand_as(self.history.item_ids).contiguous())
 
     @property
     def is_target(self) -> Tensor:

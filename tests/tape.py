@@ -21,6 +21,15 @@ WAITING = {
 }  # fmt: skip
 
 
+def waits_for_gpu(func: Any, args: Any, kwargs: Any) -> bool:
+    """Return whether Python waits for a GPU in an operation, which is none that is made of others."""
+    name = func.name().removeprefix("aten::").partition(".")[0]
+    if name == "repeat_interleave":
+        return kwargs.get("output_size") is None
+    masks = args[1] if name in ("index", "index_put", "index_put_", "_index_put_impl_") else ()
+    return name in WAITING or any(x is not None and x.dtype == torch.bool for x in masks)
+
+
 class Tape(TorchDispatchMode):
     """Runs operations, and remembers them with their operands and results, as a CUDA graph does.
 
@@ -38,11 +47,8 @@ class Tape(TorchDispatchMode):
             parts = func.decompose(*args, **kwargs)
         if parts is not NotImplemented:
             return parts
-        name = func.name().removeprefix("aten::").partition(".")[0]
-        masks = args[1] if name in ("index", "index_put", "index_put_", "_index_put_impl_") else ()
-        unknown_size = func.name() == "aten::repeat_interleave.Tensor" and kwargs.get("output_size") is None
-        if name in WAITING or unknown_size or any(x is not None and x.dtype == torch.bool for x in masks):
-            raise RuntimeError(f"operation not permitted when stream is capturing: {name}")
+        if waits_for_gpu(func, args, kwargs):
+            raise RuntimeError(f"operation not permitted when stream is capturing: {func.name()}")
         result = func(*args, **kwargs)
         self.operations.append((func, args, kwargs, result))
         return result

@@ -20,6 +20,7 @@ from seqrec.catalogue.scorer import Scorer
 from seqrec.catalogue.search import ItemSearch
 from seqrec.data.event_block import EventBlock
 from seqrec.data.event_columns import EventColumn
+from seqrec.data.prefetch import prefetched
 from seqrec.data.vocabulary import Vocabulary
 from seqrec.encoders.layers import newest_events
 from seqrec.errors import InputError
@@ -191,6 +192,8 @@ def recommend_block(
         batch_size: Users that each thread encodes at a time; None with `max_tokens`.
         max_tokens: Events that each thread encodes at a time, padding included.
 
+    On a GPU, a thread makes the next batches and copies them while the GPU computes.
+
     Returns:
         (U, K); users without events get no items.
 
@@ -214,6 +217,8 @@ def recommend_block(
 
     # Autocast holds for the thread that turned it on.
     several = on_cpu and model.search.concurrent and not torch.is_autocast_enabled("cpu")
+    if not on_cpu:
+        batches = prefetched(batches, model.device)
     with evaluating(model):
         _for_each(batches, recommend, torch.get_num_threads() if several else 1)
     return Recommendations(torch.from_numpy(item_ids), torch.from_numpy(scores), torch.from_numpy(block.user_ids))

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from seqrec.catalogue.block_search import best_of_blocks, hidden_items
 from seqrec.catalogue.sharding import ShardedEmbedding
 from seqrec.errors import InputError
 from seqrec.ops import pair_scores
@@ -35,7 +36,7 @@ class Scorer:
         table: (V, D); row 0 is padding and never a candidate. Or an embedding with rows sharded over processes.
         sparse: Whether the table's gradients are torch's sparse tensors over the rows that were read.
         unit_columns: Number of leading columns that are scaled to length 1 for cosine scores; None scales none.
-        score_budget: Scores in memory at a time, B x catalogue chunk.
+        score_budget: Scores in memory at a time, users x items.
         rows: Returns the vectors (U, D) of distinct items (U,), or (V, D) of all for None, if they are not the rows of
             `table` alone; differentiable. For training: whole catalogues are scored by a table.
         trained: (V,) bool, True for the items that objectives may take as negatives; None is all.
@@ -242,7 +243,8 @@ class Scorer:
         Returns:
             Best first. Of equal scores the smaller id comes first if the compiled library finds them
             (`seqrec.ops.best_items`: dot products with a table in memory in float32 on CPU), else the order is torch's.
-            Items with a NaN score are left out.
+            Items with a NaN score are left out. No search holds the scores of the catalogue: see `best_of_blocks` for
+            what it holds without the compiled library.
 
         Raises:
             InputError: if `k` is out of range.
@@ -261,31 +263,11 @@ class Scorer:
                 return Recommendations(torch.zeros_like(empty, dtype=torch.int64), empty, user_ids)
             if type(self).score_chunk is Scorer.score_chunk and len(allowed) <= GATHERED_SHARE * self.num_items:
                 return self._top_k_of(allowed, states, k, user_ids, exclude)
-        best_scores = states.new_full((len(states), 0), -torch.inf)
-        best_ids = torch.zeros((len(states), 0), dtype=torch.int64, device=states.device)
-        seen = None if exclude is None else (exclude.rows, exclude.item_ids)
-        size = max(1, self.score_budget // max(len(states), 1))
-        for first in range(1, self.num_items + 1, size):
-            end = min(first + size, self.num_items + 1)
-            scores = self.score_chunk(states, first, end - first)
-            if seen is not None:
-                rows, item_ids = seen
-                here = (item_ids >= first) & (item_ids < end)
-                scores[rows[here], item_ids[here] - first] = -torch.inf
-            if blocked is not None:
-                here = (blocked >= first) & (blocked < end)
-                scores.index_fill_(1, blocked[here] - first, -torch.inf)
-            if allowed is not None:
-                here = (allowed >= first) & (allowed < end)
-                others = torch.ones(end - first, dtype=torch.bool, device=scores.device)
-                scores.masked_fill_(others.index_fill_(0, allowed[here] - first, False), -torch.inf)
-            values, columns = _best(scores, min(k, scores.shape[1]))
-            best_ids = torch.cat([best_ids, columns + first], 1)
-            best_scores = torch.cat([best_scores, values], 1)
-            if best_scores.shape[1] > values.shape[1]:
-                best_scores, order = best_scores.sort(dim=1, descending=True, stable=True)
-                best_scores, best_ids = best_scores[:, :k], best_ids.gather(1, order[:, :k])
-        return Recommendations(best_ids.masked_fill(best_scores == -torch.inf, 0), best_scores, user_ids)
+        hidden = hidden_items(self.num_items, blocked, allowed)
+        item_ids, scores = best_of_blocks(
+            self.score_chunk, self.num_items, states, k, budget=self.score_budget, exclude=exclude, hidden=hidden
+        )
+        return Recommendations(item_ids, scores, user_ids)
 
     def _top_k_of(
         self, item_ids: Tensor, states: Tensor, k: int, user_ids: Tensor, exclude: SeenItems | None
@@ -340,15 +322,6 @@ def check_top_k(k: int, num_items: int) -> None:
 
 def _never_writes_scores(states: Tensor) -> bool:
     return BEST_ITEMS_BACKENDS.choose("auto", states.device.type, states.dtype).name == "cpp"
-
-
-def _best(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """Return the K largest scores of each row (B, chunk) and their columns; NaN counts as -inf."""
-    values, columns = scores.topk(k, dim=1)
-    # topk puts NaN first.
-    if values[:, 0].isnan().any():
-        return scores.masked_fill_(scores.isnan(), -torch.inf).topk(k, dim=1)
-    return values, columns
 
 
 def _factor_rounding(dtype: torch.dtype) -> float:

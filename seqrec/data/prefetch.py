@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import weakref
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
 
 import torch
 
@@ -15,6 +16,7 @@ from seqrec.types import SequenceBatch
 AHEAD = 2
 
 Moved = tuple[SequenceBatch, torch.cuda.Event | None] | None
+Key = TypeVar("Key")
 
 
 class PrefetchedBatches(Iterator[SequenceBatch]):
@@ -54,6 +56,32 @@ class PrefetchedBatches(Iterator[SequenceBatch]):
             for tensor in batch.tensors():
                 tensor.record_stream(current)
         return batch
+
+
+def prefetched(
+    batches: Iterable[tuple[Key, SequenceBatch]], device: torch.device
+) -> Iterator[tuple[Key, SequenceBatch]]:
+    """Yield pairs with their batches on a device, in the same order, made and copied ahead as `PrefetchedBatches` does.
+
+    For a GPU, batches are copied into page-locked memory first.
+
+    Args:
+        batches: Pairs of anything and a batch in memory.
+        device: Where the batches are used.
+    """
+    keys: deque[Key] = deque()
+
+    def locked() -> Iterator[SequenceBatch]:
+        for key, batch in batches:
+            keys.append(key)
+            yield batch.pin_memory() if device.type == "cuda" else batch
+
+    ahead = PrefetchedBatches(locked(), device)
+    try:
+        for batch in ahead:
+            yield keys.popleft(), batch
+    finally:
+        ahead.close()
 
 
 def _moved(batches: Iterator[SequenceBatch], device: torch.device, stream: torch.cuda.Stream | None) -> Moved:
