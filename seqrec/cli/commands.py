@@ -53,6 +53,7 @@ _BENCHMARKS = {
     "training": "a training step in several precisions",
     "columns": "what times and columns of events cost",
     "inference": "one further event, and the throughput of sessions",
+    "bulk": "lists for many users of a large catalogue",
     "serve": "a server with many clients",
     "recall": "which encoder finds a signal that lies far back",
 }

@@ -134,6 +134,11 @@ LONG = {
         "cells, rounds",
         "measuring",
     ),
+    "benchmark bulk": Long(
+        f"benchmark bulk --items 50 --encoders GRU4Rec --users 3 --length 4 --top_k 5 {TINY} --rounds 1",
+        "cells",
+        "measuring",
+    ),
     "benchmark serve": Long(
         f"benchmark serve --clients 2 --requests 40 --items 50 {TINY} --num_layers 1",
         "cells, requests",

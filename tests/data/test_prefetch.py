@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from seqrec.data.datamodule import SequenceDataModule
-from seqrec.data.prefetch import AHEAD, PrefetchedBatches
+from seqrec.data.prefetch import AHEAD, PrefetchedBatches, prefetched
 from seqrec.data.sources import Synthetic
 from seqrec.types import History, RaggedItems, SequenceBatch
 
@@ -77,6 +77,15 @@ def test_the_thread_ends_if_the_epoch_is_left_early():
     gc.collect()
     thread.join(10)
     assert not thread.is_alive()
+
+
+def test_pairs_keep_their_keys_while_batches_are_made_ahead():
+    numbered = Numbered(6)
+    pairs = prefetched(((number, each) for number, each in enumerate(numbered, start=1)), CPU)
+    assert next(pairs)[0] == 1
+    wait_for(numbered, 1 + AHEAD)
+    found = [(key, int(each.user_ids)) for key, each in pairs]
+    assert found == [(number, number) for number in range(2, 7)]
 
 
 @pytest.mark.parametrize("num_workers", [0, pytest.param(1, marks=pytest.mark.process)])

@@ -251,24 +251,14 @@ def streaming(sizes: Sizes, note: Note) -> None:
 
 
 def _bulk(sizes: Sizes) -> dict[str, Any]:
-    import torch
+    """Return lists/s of some users, and an estimate of the time for a million of them, as `seqrec benchmark bulk`."""
+    from seqrec.benchmark.bulk import estimated_seconds, time_lists
 
-    from seqrec.experiments import MODELS
-    from seqrec.types import History
-
-    with torch.device(sizes.device):
-        model: Any = MODELS["MambaRec"](sizes.bulk_items, d_model=sizes.d_model, max_length=sizes.bulk_length)
-    model = model.to(sizes.device).eval()
-    item_ids = torch.randint(1, sizes.bulk_items + 1, (sizes.bulk_users, sizes.bulk_length))
-    history = History(item_ids, torch.full((sizes.bulk_users,), sizes.bulk_length))
-    times = []
-    for _ in range(2):
-        began = time.perf_counter()
-        model.recommend(history, top_k=10, batch_size=256)
-        times.append(time.perf_counter() - began)
-    rate = sizes.bulk_users / times[-1]
-    shape = {"encoder": "MambaRec", "items": sizes.bulk_items, "length": sizes.bulk_length, "users": sizes.bulk_users}
-    return {**shape, "lists/s": rate, "estimated seconds of 1,000,000 users": 1e6 / rate}
+    settings = {"users": sizes.bulk_users, "length": sizes.bulk_length, "top_k": 100, "d_model": sizes.d_model}
+    found = time_lists("MambaRec", sizes.bulk_items, {**settings, "rounds": 2, "seed": 0, "device": sizes.device})
+    shape = {"encoder": "MambaRec", "items": sizes.bulk_items, "length": sizes.bulk_length, **found}
+    estimate = {"estimated seconds of 1,000,000 users": estimated_seconds(found, 1_000_000)}
+    return {**shape, "lists/s": found["users"] / found["seconds"], **estimate}
 
 
 def ops(sizes: Sizes, note: Note) -> None:

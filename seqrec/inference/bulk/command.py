@@ -20,7 +20,7 @@ from seqrec.data.schema import Schema
 from seqrec.data.sources import Table
 from seqrec.data.store import EventStore
 from seqrec.errors import InputError, check_at_least
-from seqrec.inference.bulk.job import BulkJob, describe, recommend_in_bulk
+from seqrec.inference.bulk.job import BulkJob, describe, recommend_in_bulk, tokens_for
 from seqrec.inference.bulk.output import BulkOutput
 from seqrec.inference.bulk.users import BulkUsers, store_digest
 from seqrec.inference.loading import load_with_store, torch_device
@@ -47,7 +47,7 @@ def recommend(
     item: str = "item_id",
     timestamp: str | None = "timestamp",
     max_length: int | None = None,
-    max_tokens: int = 1 << 13,
+    max_tokens: int | None = None,
     part_users: int = 1 << 14,
     shard: str | None = None,
     device: str = "auto",
@@ -82,7 +82,8 @@ def recommend(
         item: Name of the table's column of items.
         timestamp: Name of the table's column of times; null for a table without times, with rows in time order.
         max_length: Newest events that the model sees; None is the length that it was trained with.
-        max_tokens: Events that each thread encodes at a time, padding included; fewer take less memory.
+        max_tokens: Events that each thread encodes at a time, padding included; fewer take less memory. None is 8,192,
+            and 131,072 on a GPU.
         part_users: Most users of a file.
         shard: This process's share of the files, as 0/4 .. 3/4 for four processes on one folder; None is the share
             that torchrun gives, or all.
@@ -92,9 +93,11 @@ def recommend(
     Raises:
         InputError: if an argument is out of range, a file is missing, or the output contains another job's.
     """
+    placed = torch_device(device)
+    max_tokens = tokens_for(placed) if max_tokens is None else max_tokens
     check_at_least(1, max_tokens=max_tokens)
     rank, ranks = share(shard)
-    model, trained_on = load_with_store(ckpt, store=store, device=torch_device(device))
+    model, trained_on = load_with_store(ckpt, store=store, device=placed)
     chosen = read_candidates(model, candidates, where, trained_on if items is None else items, items_key)
     blocked = None if block is None else read_block_list(block)
     options = read_options(model, top_k, filter_seen, blocked, at, chosen)

@@ -26,6 +26,8 @@ Int64 = NDArray[np.int64]
 
 # Users for whom an approximate search is compared with the exact one.
 RECALL_USERS = 256
+# Events encoded at a time. A GPU needs many to be busy; 2^17 of width 64 are 32 MiB for each tensor of a layer.
+TOKENS, GPU_TOKENS = 1 << 13, 1 << 17
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,7 @@ class BulkJob:
 
     options: RecommendOptions
     max_length: int | None = None
-    max_tokens: int = 1 << 13
+    max_tokens: int = TOKENS
     shard: tuple[int, int] = (0, 1)
     search: ItemSearch | None = None
 
@@ -115,6 +117,11 @@ def recommend_in_bulk(
         if writing is not None:
             writing.result()
     return files.finish()
+
+
+def tokens_for(device: str) -> int:
+    """Return the events that are encoded at a time on a device such as "cuda:0", if nothing else is asked for."""
+    return TOKENS if device == "cpu" else GPU_TOKENS
 
 
 def describe(model: Recommender, job: BulkJob) -> dict[str, Any]:
