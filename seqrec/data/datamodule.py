@@ -86,7 +86,8 @@ class SequenceDataModule(pl.LightningDataModule):
         max_tokens: Events a batch and process, in training, padding included, instead of `batch_size`.
         eval_batch_size: Windows a batch and process, in evaluation and prediction. None is 128. If 128 windows of
             `max_length` have more events than a training batch, None limits the events of a batch to those of a
-            training batch (25,600 at least), so evaluation takes no more memory than training.
+            training batch, so evaluation takes no more memory than training. But 25,600 events are always allowed,
+            which take no more than 16,000 in training.
         val_users: Users that validation judges while fitting, at most: a fixed sample, the same in each epoch and for
             any number of processes. None judges all; the commands `validate` and `test` always do.
         bucket_by_length: Whether the rows of a training batch have similar lengths (less padding). Batches are then

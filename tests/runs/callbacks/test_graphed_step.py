@@ -26,6 +26,7 @@ from graphed_runs import (
     padded,
     varied,
 )
+from tape import TapeRecorder, use_operations_of_torch
 from torch import Tensor
 
 from seqrec.catalogue.table import ItemTable
@@ -35,6 +36,7 @@ from seqrec.data.sources import Synthetic
 from seqrec.errors import DivergenceError, InputError
 from seqrec.models import ColumnHead, SequentialRecommender
 from seqrec.runs.callbacks import FiniteLoss, GraphedStep
+from seqrec.training.graphs import Recorder
 from seqrec.training.losses import BCE, FullSoftmax, InBatchSoftmax, Loss
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning", "ignore::DeprecationWarning")
@@ -50,6 +52,56 @@ def test_recorded_steps_are_those_of_the_padded_batches(encoder: str, loss: str)
     assert_equal_runs(model, other)
     # 32, 48 and 64 events, forward and backward; with more seen items than before, recorded again.
     assert graphed.calls.recordings >= 6
+
+
+class Taped(GraphedStep):
+    """`GraphedStep` that repeats the operations it recorded, and runs no Python of ours after that."""
+
+    def recorder(self, device: torch.device) -> Recorder:
+        return TapeRecorder()
+
+
+# On a CPU, unseen items of each user's own are checked by reading values, which these objectives do not need; and
+# oneDNN keeps results of recurrent layers in a layout of its own, which cannot be repeated.
+TAPED = [(encoder, "BCE, seen") for encoder in ENCODERS if encoder != "GRU4Rec"]
+TAPED += [("SASRec", "BCE, popular"), ("SASRec", "GBCE")]
+TAPED += [("SASRec", loss) for loss in ("SampledSoftmax", "SampledSoftmax, unseen", "FullSoftmax")]
+
+
+@pytest.mark.parametrize(
+    ("encoder", "loss", "settings"),
+    [
+        *((*each, {}) for each in TAPED),
+        ("SASRec", "BCE, seen", {"accumulate_grad_batches": 2, "gradient_clip_val": 0.01}),
+        ("SASRec", "BCE, seen", {"precision": "bf16-mixed"}),
+    ],
+)
+def test_operations_that_were_recorded_are_the_whole_step(
+    encoder: str, loss: str, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+):
+    """No value is read meanwhile, and nothing but the memory of the batch decides what a launch computes."""
+    use_operations_of_torch(monkeypatch)
+    model, other = make_model(encoder, LOSSES[loss]()), make_model(encoder, LOSSES[loss]())
+    losses = fit(model, varied(4), Taped(), **settings)
+    expected = fit(other, [padded(batch) for batch in varied(4)], **settings)
+    assert losses == pytest.approx(expected, rel=1e-6)
+    assert_equal_runs(model, other)
+
+
+class Draws(pl.Callback):
+    """Draws numbers of its own after each step."""
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        torch.rand(batch_idx + 1)
+
+
+def test_draws_of_a_recorded_step_depend_on_the_step_alone():
+    """Not on what is drawn, or recorded, before."""
+    found = [fit(make_model("SASRec", BCE()), varied(5), GraphedOnCPU(), *others) for others in ([], [Draws()])]
+    assert found[0] == found[1]
+    # The third length is recorded in the fourth batch, or not at all.
+    few = fit(make_model("SASRec", BCE()), [padded(batch) for batch in varied(5)], GraphedOnCPU(max_graphs=1))
+    assert few == pytest.approx(found[0], rel=1e-6)
 
 
 @pytest.mark.parametrize("loss", LOSSES)
