@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import importlib.util
 import logging
+from collections.abc import Callable
 from contextlib import closing
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -127,11 +128,7 @@ def serve(
             warn_of_password(kept)
             given: dict[str, Any] = {"limits": limits, "token": token, "allowed_hosts": hosts, "demo": demo}
             app = create_app(**load(None)._asdict(), load=load, **given)
-            recommender = app.state.serving.now.recommender
-            page = ", with a page for browsers" if demo else ""
-            line = f"serving {recommender.model.title} at {url_of(listener)} ({kind_of(recommender, kept)}){page}"
-            del recommender
-            ready = partial(print, line, flush=True)
+            ready = _announcement(app.state.serving.now.recommender, kept, url_of(listener), demo=demo)
             Server(app, limits=limits, ready=ready, access_log=access_log).run(sockets=[listener])
 
 
@@ -191,6 +188,13 @@ def _choices(
         return named, None
     names = list(columns) if where_columns == "*" else [name.strip() for name in where_columns.split(",")]
     return named, columns.only(names, "where_columns")
+
+
+def _announcement(recommender: SessionRecommender, store: StateStore, url: str, *, demo: bool) -> Callable[[], None]:
+    """Return a function that prints what is served, which does not keep the model."""
+    page = ", with a page for browsers" if demo else ""
+    line = f"serving {recommender.model.title} at {url} ({kind_of(recommender, store)}){page}"
+    return partial(print, line, flush=True)
 
 
 def kind_of(recommender: SessionRecommender, store: StateStore) -> str:

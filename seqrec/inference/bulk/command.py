@@ -19,7 +19,7 @@ from seqrec.data.progress import STATUS, print_line
 from seqrec.data.schema import Schema
 from seqrec.data.sources import Table
 from seqrec.data.store import EventStore
-from seqrec.errors import InputError, check_at_least
+from seqrec.errors import InputError
 from seqrec.inference.bulk.job import BulkJob, describe, recommend_in_bulk, tokens_for
 from seqrec.inference.bulk.output import BulkOutput
 from seqrec.inference.bulk.users import BulkUsers, store_digest
@@ -93,15 +93,13 @@ def recommend(
     Raises:
         InputError: if an argument is out of range, a file is missing, or the output contains another job's.
     """
-    placed = torch_device(device)
-    max_tokens = tokens_for(placed) if max_tokens is None else max_tokens
-    check_at_least(1, max_tokens=max_tokens)
+    tokens = tokens_for(torch_device(device), max_tokens)
     rank, ranks = share(shard)
-    model, trained_on = load_with_store(ckpt, store=store, device=placed)
+    model, trained_on = load_with_store(ckpt, store=store, device=torch_device(device))
     chosen = read_candidates(model, candidates, where, trained_on if items is None else items, items_key)
     blocked = None if block is None else read_block_list(block)
     options = read_options(model, top_k, filter_seen, blocked, at, chosen)
-    job = BulkJob(options, max_length, max_tokens, (rank, ranks), search or ExactSearch())
+    job = BulkJob(options, max_length, tokens, (rank, ranks), search or ExactSearch())
     log = trained_on if input is None else _log(input, user, item, timestamp)
     described = {**describe(model, job), "part_users": part_users, "users": _describe_users(log)}
     files = BulkOutput(Path(output), described)

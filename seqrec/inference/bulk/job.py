@@ -16,6 +16,7 @@ from torch import Tensor
 from seqrec.catalogue.recommend import RecommendOptions, item_ids_of, recommend_block, recommendation_frame
 from seqrec.catalogue.search import ExactSearch, ItemSearch
 from seqrec.data.progress import STATUS, Progress, Show
+from seqrec.errors import check_at_least
 from seqrec.inference.bulk.output import BulkOutput
 from seqrec.inference.bulk.users import BulkUsers
 from seqrec.models import Recommender
@@ -119,9 +120,16 @@ def recommend_in_bulk(
     return files.finish()
 
 
-def tokens_for(device: str) -> int:
-    """Return the events that are encoded at a time on a device such as "cuda:0", if nothing else is asked for."""
-    return TOKENS if device == "cpu" else GPU_TOKENS
+def tokens_for(device: str, asked: int | None = None) -> int:
+    """Return the events that are encoded at a time on a device such as "cuda:0"; None asks for the default.
+
+    Raises:
+        InputError: if `asked` is below 1.
+    """
+    if asked is None:
+        return TOKENS if device == "cpu" else GPU_TOKENS
+    check_at_least(1, max_tokens=asked)
+    return asked
 
 
 def describe(model: Recommender, job: BulkJob) -> dict[str, Any]:
