@@ -135,7 +135,7 @@ LONG = {
         "measuring",
     ),
     "benchmark bulk": Long(
-        f"benchmark bulk --items 50 --encoders GRU4Rec --users 3 --length 4 --top_k 5 {TINY} --rounds 1",
+        f"benchmark bulk --items 50 90 --encoders GRU4Rec --users 3 --length 4 --top_k 5 {TINY} --rounds 1",
         "cells",
         "measuring",
     ),
