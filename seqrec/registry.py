@@ -36,7 +36,7 @@ class Registry(Generic[T]):
     Example:
         >>> from seqrec.encoders import ENCODERS
         >>> list(ENCODERS)
-        ['BERT4Rec', 'GRU4Rec', 'HSTU', 'MambaRec', 'MoEMaTrRec', 'RecMamba', 'SASRec', 'SSD4Rec', 'Samba']
+        ['BERT4Rec', 'GRU4Rec', 'HRNN', 'HSTU', 'MambaRec', 'MoEMaTrRec', 'RecMamba', 'SASRec', 'SSD4Rec', 'Samba']
         >>> ENCODERS["SASRec"].__name__
         'SASRec'
     """

@@ -51,14 +51,16 @@ def test_a_class_that_cannot_be_built_is_not_found(shapes: Registry[Shape]):
 def test_iteration_yields_what_is_shipped_in_order(shapes: Registry[Shape]):
     assert list(shapes) == []
     assert list(ENCODERS) == sorted(ENCODERS)
-    assert {"BERT4Rec", "GRU4Rec", "HSTU", "SASRec", "RecMamba", "MambaRec", "MoEMaTrRec", "Samba"} <= set(ENCODERS)
+    assert {"BERT4Rec", "GRU4Rec", "HRNN", "HSTU", "SASRec", "RecMamba", "MambaRec", "MoEMaTrRec", "Samba"} <= set(
+        ENCODERS
+    )
     assert len(ENCODERS) == len(list(ENCODERS))
 
 
 def test_an_unknown_name_is_refused_with_the_known_and_the_nearest():
     message = (
-        "unknown encoder 'sasrek'; known: BERT4Rec, GRU4Rec, HSTU, MambaRec, MoEMaTrRec, RecMamba, SASRec, SSD4Rec, "
-        "Samba; did you mean SASRec?"
+        "unknown encoder 'sasrek'; known: BERT4Rec, GRU4Rec, HRNN, HSTU, MambaRec, MoEMaTrRec, RecMamba, SASRec, "
+        "SSD4Rec, Samba; did you mean SASRec?"
     )
     with pytest.raises(InputError, match=f"^{re.escape(message)}$"):
         ENCODERS["sasrek"]

@@ -2,6 +2,7 @@
 
 from seqrec.encoders.bert4rec import BERT4Rec
 from seqrec.encoders.gru4rec import GRU4Rec
+from seqrec.encoders.hrnn import HRNN
 from seqrec.encoders.hstu import HSTU
 from seqrec.encoders.mambarec import MambaRec
 from seqrec.encoders.moematrrec import MoEMaTrRec
@@ -15,6 +16,7 @@ __all__ = [
     "BERT4Rec",
     "ENCODERS",
     "GRU4Rec",
+    "HRNN",
     "HSTU",
     "MambaRec",
     "MoEMaTrRec",

@@ -7,7 +7,7 @@ from seqrec.models import Baseline, Recommender
 from seqrec.registry import Registry
 
 # Order of encoders in tables: by their papers. Encoders that are not listed follow.
-_ORDER = ("GRU4Rec", "SASRec", "RecMamba", "MambaRec", "MoEMaTrRec", "Samba", "HSTU", "BERT4Rec", "SSD4Rec")
+_ORDER = ("GRU4Rec", "HRNN", "SASRec", "RecMamba", "MambaRec", "MoEMaTrRec", "Samba", "HSTU", "BERT4Rec", "SSD4Rec")
 ENCODERS = tuple(sorted(encoders.ENCODERS, key=lambda name: (*_ORDER, name).index(name)))
 MODELS: Registry[Recommender] = Registry("model", Recommender)  # type: ignore[type-abstract]
 

@@ -13,7 +13,7 @@ from seqrec.models.column_heads import ColumnHead
 from seqrec.models.explain import Explanation
 from seqrec.models.judging import evaluate
 from seqrec.models.masked_items import MaskedItems
-from seqrec.models.presets import HSTU, BERT4Rec, GRU4Rec, MambaRec, MoEMaTrRec, RecMamba, Samba, SASRec, SSD4Rec
+from seqrec.models.presets import HRNN, HSTU, BERT4Rec, GRU4Rec, MambaRec, MoEMaTrRec, RecMamba, Samba, SASRec, SSD4Rec
 from seqrec.models.recipes import recipe
 from seqrec.models.recommender import Recommender
 from seqrec.models.sequential import SequentialRecommender
@@ -25,6 +25,7 @@ __all__ = [
     "ColumnHead",
     "Explanation",
     "GRU4Rec",
+    "HRNN",
     "HSTU",
     "ItemKNN",
     "MambaRec",

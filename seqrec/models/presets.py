@@ -5,6 +5,8 @@ Each preset has its encoder's arguments, and takes those of `SequentialRecommend
 `item_table`, `item_columns`, `loss`, `masking`, `heads`, `carry_state` and `optimizer`. It refuses all other names.
 """
 
+# Longer than 400 lines because each preset repeats its encoder's arguments, for the commands' options and their help.
+
 from __future__ import annotations
 
 from typing import Any, Literal
@@ -12,7 +14,7 @@ from typing import Any, Literal
 from seqrec import encoders
 from seqrec.models.sequential import SequentialRecommender
 
-__all__ = ["BERT4Rec", "GRU4Rec", "HSTU", "MambaRec", "MoEMaTrRec", "RecMamba", "SASRec", "SSD4Rec", "Samba"]
+__all__ = ["BERT4Rec", "GRU4Rec", "HRNN", "HSTU", "MambaRec", "MoEMaTrRec", "RecMamba", "SASRec", "SSD4Rec", "Samba"]
 
 
 def _encoder(make: type[encoders.SequenceEncoder], given: dict[str, Any]) -> encoders.SequenceEncoder:
@@ -300,6 +302,50 @@ class Samba(SequentialRecommender):
         **shared: Any,
     ) -> None:
         encoder = _encoder(encoders.Samba, locals())
+        super().__init__(num_items, encoder=encoder, **shared)
+
+
+class HRNN(SequentialRecommender):
+    """HRNN: a recurrence over sessions, and one in each (Quadrana et al. 2017); see `seqrec.encoders.HRNN`.
+
+    Args:
+        num_items: Items of the catalogue.
+        d_model: Width D of item vectors and states.
+        num_layers: Blocks over events, and as many over sessions.
+        session_events: Events of a session; None is 32 without `session_gap`.
+        session_gap: Longest time between two events of a session, in the unit of the log's timestamps; needs `time`.
+            None cuts sessions by `session_events`.
+        mixer: "mamba", "mamba2" or "gated_deltanet".
+        d_state: States per inner channel of Mamba.
+        d_conv: Events that Mamba's convolution sees.
+        expand: Inner width of Mamba divided by `d_model`.
+        dropout: Share of the embedded values, and of summaries of sessions, that training sets to 0.
+        layer_norm: False leaves out every layer norm.
+        shared: Further arguments of `SequentialRecommender`.
+
+    Example:
+        >>> from seqrec.models import HRNN
+        >>> HRNN(num_items=100, d_model=16, max_length=50).title
+        'HRNN'
+    """
+
+    def __init__(
+        self,
+        num_items: int,
+        *,
+        d_model: int = 64,
+        num_layers: int = 2,
+        session_events: int | None = None,
+        session_gap: int | None = None,
+        mixer: Literal["mamba", "mamba2", "gated_deltanet"] = "mamba",
+        d_state: int = 32,
+        d_conv: int = 4,
+        expand: int = 2,
+        dropout: float = 0.2,
+        layer_norm: bool = True,
+        **shared: Any,
+    ) -> None:
+        encoder = _encoder(encoders.HRNN, locals())
         super().__init__(num_items, encoder=encoder, **shared)
 
 

@@ -25,7 +25,7 @@ from seqrec.runs.callbacks import BestCheckpoint, ResumableEarlyStopping, Valida
 from seqrec.specs import arguments_from_specs, from_spec, to_spec
 
 # Encoders that know the order of events without learned positions, which they would need to give up to be streamed.
-_RECURRENT = {"GRU4Rec", "HSTU", "MambaRec", "RecMamba", "SSD4Rec", "Samba"}
+_RECURRENT = {"GRU4Rec", "HRNN", "HSTU", "MambaRec", "RecMamba", "SSD4Rec", "Samba"}
 _ATTENDING = {"SASRec", "MoEMaTrRec", "BERT4Rec"}
 _STEPS = "trainer.max_steps"
 # Arguments of a model that its log determines, or that options name in another way.

@@ -671,6 +671,11 @@ class SequentialRecommender(StreamingRecommender):
     def _make_time(self, time: EventTime | None) -> tuple[TimeEmbedding | None, RequestReadOut | None]:
         """Return the parts that read times, and let the encoder's mixers read gaps if they shall."""
         if time is None:
+            if self.encoder.reads_gaps:
+                raise InputError(
+                    f"{type(self.encoder).__name__} cuts sessions by the time between events, so the model must read "
+                    "times: set time, such as time: {gap: buckets}, or give session_events in place of session_gap"
+                )
             return None, None
         if time.in_mixers:
             self.encoder.read_gaps(UNITS[time.unit])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -20,6 +21,8 @@ from seqrec.types import History
 B, L, D = 3, LENGTH, 16
 # Of attention that sees only the newest events: shorter than the histories.
 WINDOW = 4
+# Of sessions: histories have several. Times between events are below 1000.
+SESSION_EVENTS, SESSION_GAP = 3, 600
 
 
 # The scan inside each mixer. One that is not here is tested with the backend that it takes by itself.
@@ -41,6 +44,7 @@ class Case:
         rotary: Whether its attention has rotary positions; False where it has no attention.
         gaps: Whether its mixers read gaps, with tables that matter; False where none can.
         options: Further arguments of the encoder and their values.
+        sessions: What begins a session, an argument of the encoder; None where it has no sessions.
     """
 
     name: str
@@ -49,12 +53,15 @@ class Case:
     rotary: bool = False
     gaps: bool = False
     options: tuple[tuple[str, object], ...] = ()
+    sessions: str | None = None
 
     def __str__(self) -> str:
         default = self.mixer == default_mixer(self.name)
         rotary = "rotary" if self.rotary else None
+        sessions = self.sessions if self.sessions == "session_gap" else None
         values = [name if value is True else value for name, value in self.options]
-        parts = (self.name, None if default else self.mixer, rotary, "gaps" if self.gaps else None, *values, self.scan)
+        gaps = "gaps" if self.gaps else None
+        parts = (self.name, None if default else self.mixer, rotary, gaps, *values, sessions, self.scan)
         return "-".join(str(part) for part in parts if part)
 
     @property
@@ -81,13 +88,20 @@ class Case:
     def choices(self) -> dict[str, object]:
         """The arguments that make this way of computing."""
         mixer = {} if self.mixer is None else {"mixer": self.mixer}
-        window = {"window": WINDOW} if "window" in inspect.signature(ENCODERS[self.name]).parameters else {}
-        return {**mixer, **window, **({"rotary": True} if self.rotary else {}), **dict(self.options)}
+        window = {"window": WINDOW} if "window" in arguments_of(self.name) else {}
+        cut = {"session_events": SESSION_EVENTS, "session_gap": SESSION_GAP}
+        sessions = {name: value for name, value in cut.items() if name == self.sessions}
+        return {**mixer, **window, **sessions, **({"rotary": True} if self.rotary else {}), **dict(self.options)}
+
+
+def arguments_of(name: str) -> Mapping[str, inspect.Parameter]:
+    """The arguments of an encoder."""
+    return inspect.signature(ENCODERS[name]).parameters
 
 
 def default_mixer(name: str) -> str | None:
     """The mixer that an encoder has unless told otherwise; None where it takes none."""
-    parameter = inspect.signature(ENCODERS[name]).parameters.get("mixer")
+    parameter = arguments_of(name).get("mixer")
     return None if parameter is None else parameter.default
 
 
@@ -100,14 +114,15 @@ def reads_gaps(name: str) -> bool:
 
 def takes_rotary(name: str) -> bool:
     """Whether an encoder has attention that can have rotary positions."""
-    return "rotary" in inspect.signature(ENCODERS[name]).parameters
+    return "rotary" in arguments_of(name)
 
 
 # Each encoder by itself and, where it takes a mixer, with Mamba and Mamba-2, and MambaRec with every other mixer; then
-# those that can be rotary, and, of those that can read gaps, one for each mixer and a mixture.
+# those that can be rotary, those that cut sessions by time, and, of those that can read gaps, one for each mixer and a
+# mixture.
 ALIKE = ("RecMamba", "RecMamba-mamba2", "MoEMaTrRec-mamba2", "Samba-mamba2")
 PLAIN = [
-    Case(name, mixer)
+    Case(name, mixer, sessions="session_events" if "session_events" in arguments_of(name) else None)
     for name in ENCODERS
     for mixer in (MIXERS if default_mixer(name) else [None])
     if mixer in (None, "mamba", "mamba2") or name == "MambaRec"
@@ -126,6 +141,7 @@ ARCHITECTURES = [
     *PLAIN,
     *BLOCKS,
     *(Case(name, default_mixer(name), rotary=True) for name in ENCODERS if takes_rotary(name)),
+    *(replace(case, sessions="session_gap") for case in PLAIN if case.sessions),
     *(replace(case, gaps=True) for case in PLAIN if reads_gaps(case.name) and str(case) not in ALIKE),
 ]
 CAUSAL = [case for case in ARCHITECTURES if not case.bidirectional]

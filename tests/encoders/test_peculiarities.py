@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import seqrec
-from seqrec.encoders import ENCODERS, HSTU, GRU4Rec, MambaRec, MoEMaTrRec, RecMamba, Samba, SASRec
+from seqrec.encoders import ENCODERS, HRNN, HSTU, GRU4Rec, MambaRec, MoEMaTrRec, RecMamba, Samba, SASRec
 from seqrec.encoders.layers import MIXERS, CausalSelfAttention, FeedForward, MambaMixer
 from seqrec.errors import InputError
 from seqrec.specs import from_spec, to_spec
@@ -31,6 +31,7 @@ def count(encoder: nn.Module, kind: type[nn.Module]) -> int:
         (Samba, 1, 2, 3),
         (HSTU, 0, 0, 0),
         (GRU4Rec, 0, 0, 0),
+        (HRNN, 0, 6, 0),
     ],
 )
 def test_blocks_are_made_of_the_papers_parts(encoder: type, attentions: int, mambas: int, feed_forwards: int):

@@ -22,6 +22,7 @@ ENCODERS: dict[str, tuple[str, dict[str, Any]]] = {
     "RecMamba": ("RecMamba", {}),
     "MoEMaTrRec": ("MoEMaTrRec", {"rotary": True}),
     "Samba": ("Samba", {"window": 4}),
+    "HRNN": ("HRNN", {"session_events": 4}),
     "HSTU": ("HSTU", {"num_distances": 5}),
 }
 ALL_TIMES = EventTime(hour=True, weekday=True, request=True)

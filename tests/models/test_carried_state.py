@@ -14,7 +14,18 @@ from forked_commands import run_ranks
 
 from seqrec import RandomCrop, SequenceDataModule, SequentialRecommender, StridedWindows, Synthetic, Table
 from seqrec.data.windows import NewestWindow
-from seqrec.encoders import HSTU, BERT4Rec, GRU4Rec, MambaRec, MoEMaTrRec, RecMamba, Samba, SASRec, SequenceEncoder
+from seqrec.encoders import (
+    HRNN,
+    HSTU,
+    BERT4Rec,
+    GRU4Rec,
+    MambaRec,
+    MoEMaTrRec,
+    RecMamba,
+    Samba,
+    SASRec,
+    SequenceEncoder,
+)
 from seqrec.encoders.event_time import EventTime
 from seqrec.errors import InputError
 from seqrec.models.streaming import CARRIED
@@ -29,6 +40,7 @@ ENCODERS: list[SequenceEncoder] = [
     RecMamba(16, d_state=4, dropout=0.5, mixer="gated_deltanet", num_layers=1),
     GRU4Rec(16, num_layers=2, dropout=0.5),
     Samba(16, d_state=4, dropout=0.5, window=3),
+    HRNN(16, d_state=4, dropout=0.5, session_events=3),
 ]
 
 

@@ -11,7 +11,7 @@ from seqrec.encoders.layers.pointwise import PointwiseAttention
 from seqrec.encoders.layers.positions import LearnedPositions
 from seqrec.encoders.layers.positionwise import FeedForward, TokenGate
 from seqrec.encoders.layers.residual import ResidualStack, make_norm, newest_events, recompute_blocks, run_block
-from seqrec.encoders.layers.streamed import Streamed, Tensors, as_streaming, joined, separated
+from seqrec.encoders.layers.streamed import Streamed, Tensors, as_streaming, is_one, joined, separated
 from seqrec.ops.attention.rotary import rotary_turns, rotate
 
 __all__ = [
@@ -30,6 +30,7 @@ __all__ = [
     "Times",
     "TokenGate",
     "as_streaming",
+    "is_one",
     "joined",
     "make_mixer",
     "make_norm",

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from seqrec.encoders.layers.gaps import Times
 from seqrec.encoders.layers.mamba import A_MAX, A_MIN, convolve_further, head_width, initial_dt_bias
-from seqrec.encoders.layers.streamed import Tensors
+from seqrec.encoders.layers.streamed import Tensors, is_one
 from seqrec.errors import check_at_least
 from seqrec.ops import causal_conv1d, gated_delta_rule, linear
 from seqrec.ops.gated_delta import gated_delta_step
@@ -123,17 +123,25 @@ class GatedDeltaNetMixer(nn.Module):
             "scan": like.new_zeros(batch_size, self.num_heads, self.head_dim, self.d_state, dtype=dtype),
         }
 
-    def advance(self, x: Tensor, valid: Tensor | None, state: Tensors, *times: Times) -> tuple[Tensor, Tensors]:
-        """Compute further events; see `Streamed.advance`."""
+    def advance(
+        self,
+        x: Tensor,
+        valid: Tensor | None,
+        state: Tensors,
+        times: Times | None = None,
+        start: Tensor | None = None,
+    ) -> tuple[Tensor, Tensors]:
+        """Compute further events; see `Streamed.advance`. Where `start` (B, L) is True, a new history begins."""
         gate, path, numbers = self._projected(x)
-        path, inputs = convolve_further(path, self.conv_weight, None, valid, state["inputs"])
+        path, inputs = convolve_further(path, self.conv_weight, None, valid, state["inputs"], start)
         operands = self._operands(path, numbers)
-        if x.shape[1] == 1 and valid is None:
+        if start is None and valid is None and is_one(x):
             q, k, v, log_decay, beta = (each[:, 0] for each in operands)
             y, memory = gated_delta_step(q, k, v, log_decay, beta, state["scan"])
             y = y.unsqueeze(1)
         else:
-            y, memory = gated_delta_rule(*operands, state["scan"], return_last_state=True, valid=valid)
+            further: dict[str, Any] = {"return_last_state": True, "valid": valid, "start": start}
+            y, memory = gated_delta_rule(*operands, state["scan"], **further)
         return self._output(y, gate), {"inputs": inputs, "scan": memory}
 
     def _projected(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from seqrec.encoders.layers.gaps import Times
-from seqrec.encoders.layers.streamed import Tensors
+from seqrec.encoders.layers.streamed import Tensors, is_one
 from seqrec.errors import InputError, check_at_least
 from seqrec.ops import causal_conv1d, selective_scan, ssd_scan
 from seqrec.ops.mamba_mixer import NORM_EPS, Mamba2Problem, MambaProblem, mamba2_mixer, mamba_mixer
@@ -79,17 +79,25 @@ class MambaMixer(nn.Module):
             "scan": like.new_zeros(batch_size, self.d_inner, self.d_state, dtype=dtype),
         }
 
-    def advance(self, x: Tensor, valid: Tensor | None, state: Tensors, *times: Times) -> tuple[Tensor, Tensors]:
-        """Compute further events; see `Streamed.advance`."""
-        if x.shape[1] == 1 and valid is None:
+    def advance(
+        self,
+        x: Tensor,
+        valid: Tensor | None,
+        state: Tensors,
+        times: Times | None = None,
+        start: Tensor | None = None,
+    ) -> tuple[Tensor, Tensors]:
+        """Compute further events; see `Streamed.advance`. Where `start` (B, L) is True, a new history begins."""
+        if start is None and valid is None and is_one(x):
             step = MambaStepProblem._make((x[:, 0], *self._weights(), state["inputs"], state["scan"]))
             out, inputs, scan = mamba_step(step)
             return out.unsqueeze(1), cast("Tensors", {"inputs": inputs, "scan": scan})
         path, gate = self.in_projection(x).chunk(2, dim=-1)
-        path, inputs = convolve_further(path, self.conv_weight, self.conv_bias, valid, state["inputs"])
+        path, inputs = convolve_further(path, self.conv_weight, self.conv_bias, valid, state["inputs"], start)
         dt, B, C = self.scan_projection(path).split([self.dt_rank, self.d_state, self.d_state], dim=-1)
         operands = (path, self.dt_projection(dt), -torch.exp(self.A_log.float()), B, C, self.D, gate, self.dt_bias)
-        further: dict[str, Any] = {"initial_state": state["scan"], "return_last_state": True, "valid": valid}
+        further: dict[str, Any] = {"initial_state": state["scan"], "return_last_state": True}
+        further |= {"valid": valid, "start": start}
         mixed, scan = selective_scan(*operands, delta_softplus=True, **further)
         return self.out_projection(mixed), {"inputs": inputs, "scan": scan}
 
@@ -165,19 +173,27 @@ class Mamba2Mixer(nn.Module):
             "scan": like.new_zeros(batch_size, len(self.D), self.head_dim, self.d_state, dtype=dtype),
         }
 
-    def advance(self, x: Tensor, valid: Tensor | None, state: Tensors, *times: Times) -> tuple[Tensor, Tensors]:
-        """Compute further events; see `Streamed.advance`."""
-        if x.shape[1] == 1 and valid is None:
+    def advance(
+        self,
+        x: Tensor,
+        valid: Tensor | None,
+        state: Tensors,
+        times: Times | None = None,
+        start: Tensor | None = None,
+    ) -> tuple[Tensor, Tensors]:
+        """Compute further events; see `Streamed.advance`. Where `start` (B, L) is True, a new history begins."""
+        if start is None and valid is None and is_one(x):
             step = Mamba2StepProblem._make((x[:, 0], *self._weights(), state["inputs"], state["scan"]))
             out, inputs, scan = mamba2_step(step)
             return out.unsqueeze(1), cast("Tensors", {"inputs": inputs, "scan": scan})
         widths = [self.d_inner, self.d_inner + 2 * self.d_state, len(self.D)]
         gate, path, delta = torch.split(self.in_projection(x), widths, dim=-1)
         gate = torch.unflatten(gate, -1, (-1, self.head_dim))
-        path, inputs = convolve_further(path, self.conv_weight, self.conv_bias, valid, state["inputs"])
+        path, inputs = convolve_further(path, self.conv_weight, self.conv_bias, valid, state["inputs"], start)
         path, B, C = torch.split(path, [self.d_inner, self.d_state, self.d_state], dim=-1)
         operands = (torch.unflatten(path, -1, (-1, self.head_dim)), delta, -torch.exp(self.A_log.float()))
-        further: dict[str, Any] = {"initial_state": state["scan"], "return_last_state": True, "valid": valid}
+        further: dict[str, Any] = {"initial_state": state["scan"], "return_last_state": True}
+        further |= {"valid": valid, "start": start}
         further |= {"z": gate, "delta_bias": self.dt_bias, "delta_softplus": True}
         mixed, scan = ssd_scan(*operands, B.unsqueeze(-2), C.unsqueeze(-2), self.D, **further)
         # Under autocast the scan's output may be narrower than the weight, for which the norm would warn.
@@ -209,10 +225,17 @@ def head_width(d_inner: int, wanted: int | None) -> int:
 
 
 def convolve_further(
-    x: Tensor, weight: Tensor, bias: Tensor | None, valid: Tensor | None, inputs: Tensor
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    valid: Tensor | None,
+    inputs: Tensor,
+    start: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """Run `causal_conv1d` with SiLU over further events (B, L, E); return outputs and last inputs (B, W - 1, E)."""
-    out, last = causal_conv1d(x, weight, bias, silu=True, initial_state=inputs, return_last_state=True, valid=valid)
+    out, last = causal_conv1d(
+        x, weight, bias, silu=True, initial_state=inputs, return_last_state=True, valid=valid, start=start
+    )
     return out, last.to(inputs.dtype)
 
 

@@ -121,10 +121,10 @@ class Residual(nn.Module):
         """Return the layer's state; see `Streamed.zero_state`."""
         return as_streaming(self.layer).zero_state(batch_size, max_length, like)
 
-    def advance(self, x: Tensor, valid: Tensor | None, state: Tensors, *times: Times) -> tuple[Tensor, Tensors]:
-        """Compute further events; see `Streamed.advance`."""
+    def advance(self, x: Tensor, valid: Tensor | None, state: Tensors, *others: Any) -> tuple[Tensor, Tensors]:
+        """Compute further events; see `Streamed.advance`. `others` are further arguments of the layer."""
         inner = x if self.place == "post" else self.norm(x)
-        mixed, state = as_streaming(self.layer).advance(inner, valid, state, *times, **self._keys(x))
+        mixed, state = as_streaming(self.layer).advance(inner, valid, state, *others, **self._keys(x))
         passed = x if self.place == "pre" else inner
         out = passed + self._gated(mixed, passed)
         return (self.norm(out) if self.place == "post" else out), state
@@ -190,14 +190,15 @@ class ResidualStack(nn.Module):
         self.norm = make_norm(d_model, layer_norm and norm != "post")
         self.recompute = False
 
-    def forward(self, x: Tensor, *others: Any) -> Tensor:
+    def forward(self, x: Tensor, *others: Any, recompute: bool | None = None) -> Tensor:
         """Map (B, L, D) to (B, L, D).
 
         Args:
             x: (B, L, D).
             others: Further arguments of the layer of each block's first branch.
+            recompute: For a caller that recomputes the whole call itself; None is the attribute.
         """
-        return self._run(len(self.blocks), x, *others)[1]
+        return self._run(len(self.blocks), x, *others, recompute=recompute)[1]
 
     @property
     def ends_with_attention(self) -> bool:
@@ -221,15 +222,18 @@ class ResidualStack(nn.Module):
         parts = {name: branch.zero_state(batch_size, max_length, like) for name, branch in self._branches()}
         return joined(parts)
 
-    def advance(self, x: Tensor, valid: Tensor | None, state: Tensors, *times: Times) -> tuple[Tensor, Tensors]:
-        """Compute further events; see `Streamed.advance`. `times` are for the first branch of each block."""
+    def advance(
+        self, x: Tensor, valid: Tensor | None, state: Tensors, *others: Any, recompute: bool | None = None
+    ) -> tuple[Tensor, Tensors]:
+        """Compute further events; see `Streamed.advance`. `others` and `recompute` are as in `forward`."""
+        recompute = self.recompute if recompute is None else recompute
         parts, mixers = separated(state), [block[0] for block in self._blocks()]
         if self.training:
             x = self.dropout(x)
         for name, branch in self._branches():
-            own = times if branch in mixers else ()
+            own = others if branch in mixers else ()
             before = parts.get(name, {})
-            x, parts[name] = run_block(branch.advance, x, valid, before, *own, recompute=self.recompute)
+            x, parts[name] = run_block(branch.advance, x, valid, before, *own, recompute=recompute)
         return self.norm(x), joined(parts)
 
     def _blocks(self) -> list[list[Residual]]:
@@ -239,15 +243,16 @@ class ResidualStack(nn.Module):
         branches = (branch for block in self._blocks() for branch in block)
         return ((str(number), branch) for number, branch in enumerate(branches))
 
-    def _run(self, count: int, x: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
+    def _run(self, count: int, x: Tensor, *others: Any, recompute: bool | None = None) -> tuple[Tensor, Tensor]:
         """Return x (B, L, D) after input dropout and the first `count` blocks, and what the next layer gets of it."""
+        recompute = self.recompute if recompute is None else recompute
         blocks = self._blocks()
         norms = [branch.norm for block in blocks for branch in block]
         first, *norms = [nn.Identity(), *norms] if self.place == "post" else [*norms, self.norm]
         x, normed = _add_and_norm(x, None, first, self.dropout)
         for block in blocks[:count]:
             run = partial(_run_branches, block, norms[: len(block)], others)
-            x, normed = run_block(run, x, normed, recompute=self.recompute)
+            x, normed = run_block(run, x, normed, recompute=recompute)
             norms = norms[len(block) :]
         return x, normed
 

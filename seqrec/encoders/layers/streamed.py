@@ -59,6 +59,11 @@ def as_streaming(layer: nn.Module) -> Streamed:
     return cast("Streamed", layer)
 
 
+def is_one(x: Tensor) -> bool:
+    """Return whether x (B, L, D) is one event of each row. While torch traces any number of events, it is not."""
+    return isinstance(x.shape[1], int) and x.shape[1] == 1
+
+
 def joined(parts: Mapping[str, Tensors]) -> Tensors:
     """Merge the tensors of several parts under `part.name`."""
     return {f"{part}.{name}": x for part, state in parts.items() for name, x in state.items()}

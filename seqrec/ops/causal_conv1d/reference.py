@@ -160,10 +160,14 @@ def convolve_shifted(
 def conv_exported(problem: ConvProblem) -> tuple[Tensor, Tensor]:
     """Compute `conv_reference` with a last state that exports for any number of events."""
     x, weight, bias, silu, initial_state, valid, start = problem
-    if valid is not None or start is not None:
+    if valid is not None:
         return with_state_and_padding(convolve_shifted)(problem)
-    kept = weight.shape[1] - 1
+    kept, length = weight.shape[1] - 1, x.shape[1]
     before = x.new_zeros(x.shape[0], kept, x.shape[2]) if initial_state is None else initial_state
+    starts = None if start is None else start.cumsum(1)
     # Slice the whole: a cut to the newest events would depend on their number.
-    last = torch.cat([before, x], 1)[:, x.shape[1] :]
-    return convolve_shifted(x, weight, bias, silu, before, None), last
+    last = torch.cat([before, x], 1)[:, length:]
+    if starts is not None:
+        is_older = F.pad(starts, (kept, 0))[:, length:] != starts[:, -1:]
+        last = last.masked_fill(is_older.unsqueeze(-1), 0)
+    return convolve_shifted(x, weight, bias, silu, before, starts), last

@@ -90,6 +90,20 @@ def test_a_step_of_eight_blocks_holds_less_than_half_the_tensors(name: str, leng
     assert 0 < peaks[1] < 0.45 * peaks[0]
 
 
+def test_a_step_of_sessions_holds_less_than_three_tenths_of_mambarecs_tensors():
+    length = 10_000
+    x = torch.randn(1, length, 64, requires_grad=True)
+    history = History(torch.ones(1, length, dtype=torch.int64), torch.tensor([length]))
+
+    def peak(name: str) -> int:
+        encoder = getattr(encoders, name)(64)
+        recompute_blocks(encoder, True)
+        encoder(x, history).sum().backward()
+        return tensor_bytes(lambda: encoder(x, history).sum().backward())
+
+    assert 0 < peak("HRNN") < 0.3 * peak("MambaRec")
+
+
 def test_an_encoder_without_such_blocks_is_refused_with_what_to_do():
     with pytest.raises(InputError, match=r"Linear has no blocks that can be recomputed.*ResidualStack.*run_block"):
         recompute_blocks(nn.Linear(2, 2), True)

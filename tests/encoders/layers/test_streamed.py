@@ -4,7 +4,15 @@ import pytest
 import torch
 from torch import nn
 
-from seqrec.encoders.layers import FeedForward, ResidualStack, as_streaming, joined, separated
+from seqrec.encoders.layers import (
+    MIXERS,
+    FeedForward,
+    ResidualStack,
+    as_streaming,
+    joined,
+    make_mixer,
+    separated,
+)
 from seqrec.errors import InputError
 
 
@@ -30,3 +38,20 @@ def test_layers_that_mix_no_events_remember_nothing():
     out, state = layer.advance(x, None, {})
     assert state == layer.zero_state(2, 5, x) == {}
     assert torch.equal(out, layer(x))
+
+
+@pytest.mark.parametrize("name", list(MIXERS))
+def test_a_mixer_begins_anew_at_each_start(name: str):
+    torch.manual_seed(0)
+    mixer, starts = make_mixer(name, 8, d_state=4, d_conv=3, expand=2), [0, 1, 5]
+    x, before = torch.randn(2, 8, 8), torch.randn(2, 4, 8)
+    zero = mixer.zero_state(2, 5, x)
+    _, state = mixer.advance(before, None, zero)
+    packed = torch.zeros(2, 8, dtype=torch.bool).index_fill(1, torch.tensor(starts), True)
+    out, last = mixer.advance(x, None, state, None, packed)
+    alone = [mixer.advance(x[:, begin:end], None, zero) for begin, end in zip(starts, [1, 5, 8], strict=True)]
+    torch.testing.assert_close(out, torch.cat([y for y, _ in alone], 1), rtol=1e-4, atol=1e-5)
+    for key, value in alone[-1][1].items():
+        torch.testing.assert_close(last[key], value, rtol=1e-4, atol=1e-5)
+    one, _ = mixer.advance(x[:, :1], None, state, None, packed[:, :1])
+    torch.testing.assert_close(one, out[:, :1], rtol=1e-4, atol=1e-5)

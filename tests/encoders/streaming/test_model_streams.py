@@ -122,6 +122,7 @@ def test_states_have_the_documented_sizes():
     expected = {"GRU4Rec": 4 * d, "SASRec": layers * attention, "RecMamba": layers * mamba}
     expected |= {"MambaRec": layers * mamba, "MoEMaTrRec": layers * (attention + mamba)}
     expected |= {"HSTU": layers * attention, "Samba": 2 * window * d * 4 + 8 + mamba}
+    expected |= {"HRNN": 2 * layers * mamba + 2 * d * 4 + 8}
     assert {name: model(name).init_state(3).row_bytes for name in STREAMED} == expected
     assert model("MambaRec", mixer="mamba2").init_state(3).row_bytes == layers * mamba2
 

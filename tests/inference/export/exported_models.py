@@ -28,6 +28,7 @@ ENCODERS = {
     "RecMamba": ("RecMamba", {"d_state": 4}),
     "MoEMaTrRec": ("MoEMaTrRec", {"d_state": 4, "rotary": True}),
     "Samba": ("Samba", {"d_state": 4, "num_layers": 2, "window": 5}),
+    "HRNN": ("HRNN", {"d_state": 4, "session_events": 5}),
 }
 # Without a step.
 BIDIRECTIONAL = {"BERT4Rec": ("BERT4Rec", {}), "SSD4Rec": ("SSD4Rec", {"d_state": 4})}
