@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from seqrec.inference.export import export
     from seqrec.inference.sessions import Event, InMemoryStore, RedisStore, SessionRecommender, SQLiteStore
     from seqrec.models import (
+        HRNN,
         HSTU,
         Baseline,
         BERT4Rec,
@@ -123,7 +124,7 @@ _MODULES = {
     "seqrec.inference.export": "export",
     "seqrec.inference.sessions": "Event InMemoryStore RedisStore SQLiteStore SessionRecommender",
     "seqrec.models": (
-        "BERT4Rec Baseline ColumnHead Explanation GRU4Rec HSTU ItemKNN MambaRec Markov MoEMaTrRec "
+        "BERT4Rec Baseline ColumnHead Explanation GRU4Rec HRNN HSTU ItemKNN MambaRec Markov MoEMaTrRec "
         "Popularity RecMamba RecentItems RecentPopularity Recommender SASRec SSD4Rec Samba SequentialRecommender "
         "TrainingEvents evaluate recipe"
     ),
@@ -165,6 +166,7 @@ __all__ = [
     "FullSoftmax",
     "GBCE",
     "GRU4Rec",
+    "HRNN",
     "HSTU",
     "GlobalTime",
     "History",
