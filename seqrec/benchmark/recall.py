@@ -32,7 +32,7 @@ DEFAULT = ("GRU4Rec", "SASRec", "SASRec:rotary=true", "RecMamba", "MambaRec", "M
 WARMUP, INTERVAL, JUDGED_QUESTIONS = 100, 100, 1024
 # Least filler in training. With less, attention learns places of answers first, and recall at 10 not in 900 updates.
 SHORTEST = 10
-# What is judged are means of the weights, in which an update counts this much as the one after it.
+# Decay of the exponential moving average of the weights, which validation and test judge.
 AVERAGING = 0.98
 
 
@@ -58,11 +58,11 @@ def benchmark_recall(
     followed a marker) and count (the item that was marked most often). All items are drawn anew for each history,
     so that nothing else can be learned. `lag` is the number of events of filler that lie in between.
 
-    Each batch of training keeps a random number of things at once, over a random distance from 10 events to `lag`.
-    Validation and test keep the most, over `lag`: 32 pairs, 4 markers or 24 marked items. They judge running means of
-    the weights. Each cell trains in a process of its own until more than .95 of the first answers in validation are
-    right, or its updates are used up. The step size is chosen at the first lag. An encoder that does not find an
-    ability at one lag is not tried at the next.
+    Each batch of training keeps a random number of things at once, over a random distance from 10 events to `lag`
+    (delay: at `lag`). Validation and test keep the most, over `lag`: 32 pairs, 4 markers or 24 marked items. They judge
+    an exponential moving average of the weights. Each cell trains in a process of its own until more than .95 of the
+    first answers in validation are right, or its updates are used up. The step size is chosen at the first lag. An
+    encoder that does not find an ability at one lag is not tried at the next.
 
     Args:
         lags: Events of filler, ascending.
@@ -81,7 +81,7 @@ def benchmark_recall(
         json_file: File for the figures, as JSON; written anew after each cell.
 
     Raises:
-        InputError: if an argument is out of range.
+        InputError: if an argument is out of range, or `pairs` is asked of an encoder without Gated DeltaNet.
     """
     harness.check_numbers(1, lags=lags, empty=False)
     harness.check_numbers(1, steps=steps, seeds=seeds, batch_events=batch_events)
@@ -90,7 +90,9 @@ def benchmark_recall(
     _check_numbers(lags, lrs, item_std)
     harness.check_device(device)
     for encoder in encoders:
-        build_encoder(encoder, d_model, num_layers)
+        built = build_encoder(encoder, d_model, num_layers)
+        if pairs:
+            _start_with_pairs(built, encoder)
     shared = {"steps": steps, "batch_events": batch_events, "item_std": item_std, "device": device}
     shared |= {"d_model": d_model, "num_layers": num_layers, "pairs": pairs}
     rows = list(itertools.product(abilities, encoders))
@@ -226,9 +228,8 @@ def find_ability(ability: str, encoder: str, lag: int, lr: float, seed: int, sha
     torch.manual_seed(seed)
     task, device = ABILITIES[ability], torch.device(shared["device"])
     built = build_encoder(encoder, shared["d_model"], shared["num_layers"])
-    for module in built.modules() if shared["pairs"] else ():
-        if isinstance(module, GatedDeltaNetMixer):
-            module.start_with_pairs()
+    if shared["pairs"]:
+        _start_with_pairs(built, encoder)
     length = task.draw(1, lag, np.random.default_rng(0)).items.shape[1]
     model = Answerer(built, length, shared["item_std"]).to(device)
     generator = np.random.default_rng([seed, 0])
@@ -257,15 +258,23 @@ def find_ability(ability: str, encoder: str, lag: int, lr: float, seed: int, sha
     }
 
 
+def _start_with_pairs(built: SequenceEncoder, encoder: str) -> None:
+    mixers = [module for module in built.modules() if isinstance(module, GatedDeltaNetMixer)]
+    if not mixers:
+        raise InputError(f"pairs=True needs mixer=gated_deltanet, but {encoder!r} has none: leave pairs out")
+    for mixer in mixers:
+        mixer.start_with_pairs()
+
+
 def _batch(task: Ability, lag: int, events: int, generator: np.random.Generator) -> Asked:
-    """Draw about so many events, with fewer things at once and less filler as often as with more."""
-    kept = _few_as_often_as_many(task.most, generator)
-    lag = lag if task.names_lag else _few_as_often_as_many(lag, generator, least=min(lag, SHORTEST))
+    """Draw about so many events; the number of things kept and the filler are drawn log-uniformly."""
+    kept = _log_uniform(task.most, generator)
+    lag = lag if task.names_lag else _log_uniform(lag, generator, least=min(lag, SHORTEST))
     length = task.draw(1, lag, generator, kept).items.shape[1]
     return task.draw(max(1, events // length), lag, generator, kept)
 
 
-def _few_as_often_as_many(most: int, generator: np.random.Generator, least: int = 1) -> int:
+def _log_uniform(most: int, generator: np.random.Generator, least: int = 1) -> int:
     return round(2 ** generator.uniform(np.log2(least), np.log2(most)))
 
 

@@ -17,8 +17,8 @@ from seqrec.types import NO_TIME, History
 
 # Events of a session by default.
 SESSION_EVENTS = 32
-# With recomputed blocks, events that are computed at once: no more have activations.
-PIECE = 1024
+# With recomputed blocks, events that are computed at once, of all sessions or, with `session_gap`, of each row.
+PIECE_EVENTS = 1024
 
 
 class HRNN(SequenceEncoder):
@@ -38,12 +38,14 @@ class HRNN(SequenceEncoder):
     section 2.1), so that each pass is a scan over all events or sessions. All three are pre-norm residual blocks of a
     state-space mixer, where the paper has GRUs.
 
-    With recomputed blocks, 1,024 events at a time have activations, or a session if that is longer. Other events keep a
-    few vectors of width D, whatever the mixer's inner width and states are.
+    With recomputed blocks, 1,024 events at a time have activations, or a session if that is longer; with `session_gap`,
+    or from a state, 1,024 events of each row. Other events keep a few vectors of width D, whatever the mixer's inner
+    width and states are.
 
     A stream keeps the state of each mixer, over events and over sessions, and the newest summary and c: 2 D numbers and
-    the number of events. Neither that nor the cost of an event grows with the number of events; an event that begins a
-    session costs about twice as much as others. Its states are those of `forward` over all events, however many.
+    the number of events. Neither that nor the cost of an event grows with the number of events. A step in which any row
+    begins a session costs about twice as much as others, and on a GPU each step costs that. States are those of
+    `forward` over all events, however many.
 
     Args:
         d_model: Width D.
@@ -233,7 +235,7 @@ def _rows_in_pieces(stack: ResidualStack, rows: Tensor) -> Tensor:
     if not stack.recompute:
         out: Tensor = stack(rows)
         return out
-    blocks, pieces = partial(stack, recompute=False), torch.split(rows, max(1, PIECE // rows.shape[1]))
+    blocks, pieces = partial(stack, recompute=False), torch.split(rows, max(1, PIECE_EVENTS // rows.shape[1]))
     return torch.cat([run_block(blocks, piece, recompute=True) for piece in pieces])
 
 
@@ -246,8 +248,8 @@ def _in_pieces(
     if not stack.recompute:
         return stack.advance(x, valid, state, None, start)
     advance, out = partial(stack.advance, recompute=False), []
-    pieces, starts = torch.split(x, PIECE, 1), torch.split(start, PIECE, 1)
-    masks = [None] * len(pieces) if valid is None else torch.split(valid, PIECE, 1)
+    pieces, starts = torch.split(x, PIECE_EVENTS, 1), torch.split(start, PIECE_EVENTS, 1)
+    masks = [None] * len(pieces) if valid is None else torch.split(valid, PIECE_EVENTS, 1)
     for piece, mask, begins in zip(pieces, masks, starts, strict=True):
         y, state = run_block(advance, piece, mask, state, None, begins, recompute=True)
         out.append(y)

@@ -66,7 +66,7 @@ class SASRec(StackedEncoder):
         blocks = [
             [
                 CausalSelfAttention(d_model, num_heads=num_heads, dropout=dropout, rotary=rotary),
-                FeedForward(d_model, d_feedforward=d_feedforward, dropout=dropout, kind=feed_forward),
+                FeedForward(d_model, d_feedforward=d_feedforward, dropout=dropout, feed_forward=feed_forward),
             ]
             for _ in range(num_layers)
         ]

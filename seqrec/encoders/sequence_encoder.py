@@ -45,7 +45,8 @@ class SequenceEncoder(nn.Module, ABC):
     Attributes:
         takes_slab_rows: Whether `step` also takes a state whose tensors are `seqrec.ops.steps.SlabRows`, which it
             reads and writes in place. False gets copies of them.
-        reads_gaps: Whether the mixers read the time between events, which `read_gaps` turns on.
+        reads_gaps: Whether the encoder reads the time between events: its mixers, after `read_gaps`, or by an argument,
+            such as `session_gap` of `HRNN`.
         window: Newest events that attention was told to see, at most the model's `max_length`; None if it was not.
         bidirectional: Whether states depend on newer events too.
 

@@ -49,7 +49,8 @@ class GraphedStream:
         >>> from seqrec.models.graphed_stream import GraphedStream
         >>> GraphedStream(MambaRec(num_items=20, d_model=8, positions=False).eval())
         Traceback (most recent call last):
-        seqrec.errors.InputError: CUDA graphs need a CUDA device, and the model is on cpu: ..
+            ...
+        seqrec.errors.InputError: CUDA graphs need a CUDA device, and the model is on cpu: ...
     """
 
     def __init__(self, model: StreamingRecommender, *, max_users: int = 256, recorder: Recorder | None = None) -> None:

@@ -306,7 +306,7 @@ class Samba(SequentialRecommender):
 
 
 class HRNN(SequentialRecommender):
-    """HRNN: a recurrence over sessions, and one in each (Quadrana et al. 2017); see `seqrec.encoders.HRNN`.
+    """HRNN: a recurrence over sessions, and one over their events (Quadrana et al. 2017); see `seqrec.encoders.HRNN`.
 
     Args:
         num_items: Items of the catalogue.

@@ -25,7 +25,7 @@ from seqrec.runs.callbacks import BestCheckpoint, ResumableEarlyStopping, Valida
 from seqrec.specs import arguments_from_specs, from_spec, to_spec
 
 # Encoders that know the order of events without learned positions, which they would need to give up to be streamed.
-_RECURRENT = {"GRU4Rec", "HRNN", "HSTU", "MambaRec", "RecMamba", "SSD4Rec", "Samba"}
+_ORDERED = {"GRU4Rec", "HRNN", "HSTU", "MambaRec", "RecMamba", "SSD4Rec", "Samba"}
 _ATTENDING = {"SASRec", "MoEMaTrRec", "BERT4Rec"}
 _STEPS = "trainer.max_steps"
 # Arguments of a model that its log determines, or that options name in another way.
@@ -201,7 +201,7 @@ def _budget(given: Mapping[str, Any], epoch: int, update: float) -> int:
 
 
 def _positions(model: str) -> Iterator[Choice]:
-    if model in _RECURRENT:
+    if model in _ORDERED:
         streamed = "" if ENCODERS[model].bidirectional else ", and can then be streamed"
         yield Choice({"model.positions": False}, f"{model} knows the order of events{streamed}")
     elif model in _ATTENDING:

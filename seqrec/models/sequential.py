@@ -673,8 +673,8 @@ class SequentialRecommender(StreamingRecommender):
         if time is None:
             if self.encoder.reads_gaps:
                 raise InputError(
-                    f"{type(self.encoder).__name__} cuts sessions by the time between events, so the model must read "
-                    "times: set time, such as time: {gap: buckets}, or give session_events in place of session_gap"
+                    f"{type(self.encoder).__name__} reads the time between events, so the model must read times: set "
+                    "time, such as time: {gap: buckets} (HRNN without session_gap needs none)"
                 )
             return None, None
         if time.in_mixers:

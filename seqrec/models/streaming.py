@@ -28,7 +28,7 @@ from seqrec.types import NO_TIME, History, SequenceBatch
 NEWEST_TIME = "newest_time"
 # Entry of a checkpoint: the states of each process's rows.
 CARRIED = "carried_state"
-_FIX = "train MambaRec, RecMamba, GRU4Rec or Samba, or set carry_state=False"
+_FIX = "train MambaRec, RecMamba, GRU4Rec, HRNN or Samba, or set carry_state=False"
 
 
 class StreamingRecommender(Recommender):

@@ -56,6 +56,11 @@ def test_training_ends_when_the_updates_are_used_up():
     assert stopped["HR@1"] < 0.1
 
 
+def test_pairs_are_refused_for_an_encoder_without_the_delta_rule():
+    with pytest.raises(InputError, match=r"pairs=True needs mixer=gated_deltanet, but 'SASRec' has none"):
+        benchmark_recall([10], encoders=["SASRec"], abilities=["recall"], pairs=True)
+
+
 @pytest.mark.slow
 def test_the_delta_rule_that_starts_with_pairs_learns_recall(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(ABILITIES, "recall", replace(ABILITIES["recall"], most=4))

@@ -163,8 +163,8 @@ def test_one_event_that_does_not_fit_is_refused():
 def test_a_lost_tail_of_the_convolution_is_found(monkeypatch: pytest.MonkeyPatch):
     convolve = mamba_module.convolve_further
 
-    def forgetful(x: Tensor, weight: Tensor, bias: Tensor, valid: Tensor | None, inputs: Tensor):
-        return convolve(x, weight, bias, valid, torch.zeros_like(inputs))
+    def forgetful(x: Tensor, weight: Tensor, bias: Tensor, valid: Tensor | None, inputs: Tensor, start: Tensor | None):
+        return convolve(x, weight, bias, valid, torch.zeros_like(inputs), start)
 
     monkeypatch.setattr(mamba_module, "convolve_further", forgetful)
     with differs:

@@ -156,7 +156,7 @@ def test_recipe_of_a_class_has_the_arguments_that_it_takes(data: SequenceDataMod
 
 
 def test_unknown_models_and_logs_without_targets_are_refused(data: SequenceDataModule, tmp_path: Path):
-    with pytest.raises(InputError, match="model='SASrec' must be one of BERT4Rec, GRU4Rec, MambaRec"):
+    with pytest.raises(InputError, match="model='SASrec' must be one of BERT4Rec, GRU4Rec, HRNN, HSTU, MambaRec"):
         recipe(data, "SASrec")
     log = tmp_path / "log.txt"
     log.write_text("1 1\n1 2\n1 3\n2 1\n2 2\n2 3\n")

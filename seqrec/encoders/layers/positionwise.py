@@ -43,24 +43,24 @@ class FeedForward(nn.Module):
         d_model: Width D of input and output.
         d_feedforward: Hidden width; None is D, as in SASRec.
         dropout: Share of hidden units, and of outputs, set to 0 in training.
-        kind: "relu", "gelu" or "swiglu".
+        feed_forward: "relu", "gelu" or "swiglu".
 
     Raises:
-        InputError: if a width is below 1, or the kind is unknown.
+        InputError: if a width is below 1, or `feed_forward` is unknown.
     """
 
     def __init__(
-        self, d_model: int, *, d_feedforward: int | None = None, dropout: float = 0.0, kind: str = "relu"
+        self, d_model: int, *, d_feedforward: int | None = None, dropout: float = 0.0, feed_forward: str = "relu"
     ) -> None:
         super().__init__()
         width = d_model if d_feedforward is None else d_feedforward
         check_at_least(1, d_model=d_model, d_feedforward=width)
-        if kind not in FEED_FORWARDS:
-            raise InputError(f"feed_forward={kind!r} is unknown; known: {', '.join(FEED_FORWARDS)}")
-        gated = kind == "swiglu"
+        if feed_forward not in FEED_FORWARDS:
+            raise InputError(f"feed_forward={feed_forward!r} is unknown; known: {', '.join(FEED_FORWARDS)}")
+        gated = feed_forward == "swiglu"
         self.layers = nn.Sequential(
             Linear(d_model, 2 * width if gated else width, bias=not gated),
-            FEED_FORWARDS[kind](),
+            FEED_FORWARDS[feed_forward](),
             Dropout(dropout),
             Linear(width, d_model, bias=not gated),
             Dropout(dropout),

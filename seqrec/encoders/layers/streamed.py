@@ -38,7 +38,8 @@ class Streamed(Protocol):
             valid: (B, L) bool, True at events, False at padding on the right; a row may have no event. None is True
                 everywhere.
             state: State after the earlier events; not written to.
-            times: Only for a layer that reads gaps: those of the events.
+            times: Only for a layer that reads gaps: those of the events. Mixers of a recurrence also take `start`
+                (B, L) bool: a history begins there, from a state of zeros.
 
         Returns:
             (B, L, D) outputs, finite and meaningless at padding, and the new state in the dtypes of the old one.

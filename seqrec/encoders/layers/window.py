@@ -25,8 +25,8 @@ class Slots(NamedTuple):
         keys: (B, H, S, P).
         values: (B, H, S, P).
         times: (B, S) int64; None if gaps are not read.
-        seen: (B, 1, L, S) bool, True if a new event sees a slot.
-        distance: (L, S) int64, by how many events a slot is older than a new event.
+        seen: Broadcasts to (B, 1, L, S), bool, True if a new event sees a slot.
+        distance: Broadcasts to (B, 1, L, S), int64, by how many events a slot is older than a new event.
     """
 
     keys: Tensor

@@ -4,9 +4,9 @@ Event i adds `u_i k_i^T` to the state, with `u_i = b_i (v_i - a_i S_{i-1} k_i)`.
 state h = S^T before it, the u of all events solve a triangular system (Yang, Kautz & Hatamizadeh 2024, section 3.3):
 `(I + A) u = b v - g (b k) h`, with `A_ij = W_ij b_i (k_i . k_j)` for j < i, W_ij the product of the decays of events
 j + 1 .. i, and g_i that of events 1 .. i. Then `y_i = g_i q_i h + sum_{j <= i} W_ij (q_i . k_j) u_j`. The state after a
-chunk is linear in the one before it. So the triangular systems of many chunks are solved at once, and few products a
-chunk pass the state on. These go through u: the K x K matrix that passes it on in one product costs more, of S events
-with K >= S.
+chunk is linear in the one before it. So the triangular systems of many chunks are solved at once, and two products
+a chunk, through u, pass the state on. A single product would need a K x K matrix for each chunk, which costs more if
+K >= S.
 
 Forward keeps u and the state at each chunk's start, and backward recomputes the rest from them. As in `ssd.chunked`,
 only a few chunks are computed at once, only products of decays occur, and non-finite inputs are replaced by 0.

@@ -94,8 +94,13 @@ def test_a_memory_that_starts_with_pairs_is_asked_what_followed_the_present_even
     assert times[:5].max() < 1.1
 
 
+def test_pairs_need_a_convolution_of_two_events():
+    with pytest.raises(InputError, match=r"d_conv of at least 2, got 1"):
+        GatedDeltaNetMixer(8, d_conv=1).start_with_pairs()
+
+
 def test_a_memory_that_starts_with_pairs_keeps_half_of_a_value_for_40_events_or_more():
-    mixer = GatedDeltaNetMixer(64, head_dim=1, d_conv=1)
+    mixer = GatedDeltaNetMixer(64, head_dim=1, d_conv=2)
     mixer.start_with_pairs()
     decays = torch.exp(-mixer.A_log.exp() * F.softplus(mixer.dt_bias))
     assert decays.min() ** 40 > 0.5

@@ -16,7 +16,7 @@ def test_feed_forward_equals_its_equation():
 
 
 def test_gelu_takes_the_place_of_relu():
-    layer = FeedForward(4, d_feedforward=6, kind="gelu").eval()
+    layer = FeedForward(4, d_feedforward=6, feed_forward="gelu").eval()
     first, last = layer.layers[0], layer.layers[3]
     x = torch.randn(2, 3, 4)
     hidden = x @ first.weight.T + first.bias
@@ -25,7 +25,7 @@ def test_gelu_takes_the_place_of_relu():
 
 
 def test_swiglu_equals_its_equation():
-    layer = FeedForward(4, d_feedforward=6, dropout=0.5, kind="swiglu").eval()
+    layer = FeedForward(4, d_feedforward=6, dropout=0.5, feed_forward="swiglu").eval()
     w, v = layer.layers[0].weight.chunk(2)
     x = torch.randn(2, 3, 4)
     gate = x @ w.T
@@ -36,7 +36,7 @@ def test_swiglu_equals_its_equation():
 
 def test_an_unknown_kind_is_refused():
     with pytest.raises(InputError, match="feed_forward='tanh' is unknown; known: relu, gelu, swiglu"):
-        FeedForward(4, kind="tanh")
+        FeedForward(4, feed_forward="tanh")
 
 
 def test_each_position_is_mapped_by_itself():
