@@ -95,7 +95,7 @@ def test_pieces_that_are_recomputed_give_the_same_states_and_gradients(
 ):
     encoder = build(**cut)
     expected = with_gradients(encoder, encoder(X, history()))
-    monkeypatch.setattr(hrnn, "PIECE", 4)
+    monkeypatch.setattr(hrnn, "PIECE_EVENTS", 4)
     recompute_blocks(encoder, True)
     for found, value in zip(with_gradients(encoder, encoder(X, history())), expected, strict=True):
         torch.testing.assert_close(found, value, rtol=1e-4, atol=1e-5)
@@ -108,7 +108,7 @@ def test_pieces_that_are_recomputed_give_the_same_states_and_gradients(
         ({"session_gap": 0}, "session_gap=0 must be at least 1"),
         ({"session_events": 0}, "session_events=0 must be at least 1"),
         ({"session_events": 5, "session_gap": 60}, "session_events=5 and session_gap=60 are two ways .*: give one"),
-        ({"session_gap": 60}, "the model must read times: set time, .* or give session_events"),
+        ({"session_gap": 60}, "the model must read times: set time, .*HRNN without session_gap"),
     ],
 )
 def test_sessions_that_cannot_be_are_refused(arguments: dict[str, int], message: str):
