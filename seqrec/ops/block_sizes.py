@@ -1,20 +1,17 @@
-"""Block sizes of the Triton kernels, by card and shape: the only place that has them.
+"""Block sizes of the Triton kernels that depend on card and shape.
 
 `python -m tests.gpu.block_sizes`, from a checkout, measures them on a GPU and prints the row of the fastest.
 """
 
 from __future__ import annotations
 
-import contextlib
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
 
-from seqrec.errors import InputError
-
-__all__ = ["TABLE", "BlockRow", "block_sizes", "forced_block_sizes"]
+__all__ = ["TABLE", "BlockRow", "block_sizes"]
 
 
 class BlockRow(NamedTuple):
@@ -49,14 +46,13 @@ TABLE: dict[str, tuple[BlockRow, ...]] = {
     ),
     # Elements of a program, which divide the 4,096 that share a row of random numbers.
     "dropout": (BlockRow("", 0, {"elements": 2048}),),
-    # The largest blocks whose float32 numbers ptxas keeps in the registers of an H100, but for at most 50 bytes.
+    # The largest blocks whose float32 numbers ptxas keeps in the registers of an H100, with at most 50 bytes spilled.
     "cross_entropy": (
         BlockRow("", 0, {"events": 64, "candidates": 32, "warps": 4, "programs": 2}),
         BlockRow("", 65, {"events": 32, "candidates": 32, "warps": 8, "programs": 1}),
         BlockRow("", 129, {"events": 16, "candidates": 16, "warps": 8, "programs": 1}),
     ),
 }
-_forced: dict[str, Mapping[str, int]] = {}
 
 
 def block_sizes(op: str, device: torch.device, width: int = 0) -> Mapping[str, int]:
@@ -78,7 +74,7 @@ def block_sizes(op: str, device: torch.device, width: int = 0) -> Mapping[str, i
         # The name of the card is asked for only if it matters: torch needs a GPU for it.
         if width >= row.width and (not row.card or _card(device).startswith(row.card)):
             sizes |= row.sizes
-    return {**sizes, **_forced.get(op, {})}
+    return sizes
 
 
 def _card(device: torch.device) -> str:
@@ -88,24 +84,3 @@ def _card(device: torch.device) -> str:
 @functools.cache
 def _name(index: int | None) -> str:
     return torch.cuda.get_device_name(index)
-
-
-@contextlib.contextmanager
-def forced_block_sizes(op: str, **sizes: int) -> Iterator[None]:
-    """Compute an op with other sizes than those of the table, to measure them.
-
-    Args:
-        op: Key of `TABLE`.
-        sizes: Those that differ.
-
-    Raises:
-        InputError: if the op has no such size.
-    """
-    known = block_sizes(op, torch.device("cpu"))
-    if unknown := sorted(sizes.keys() - known.keys()):
-        raise InputError(f"{op} has no block size {unknown[0]!r}; known: {', '.join(known)}")
-    _forced[op] = sizes
-    try:
-        yield
-    finally:
-        del _forced[op]

@@ -1,4 +1,4 @@
-"""Block sizes of the Triton kernels: which row of the table decides, and how one is replaced to measure it."""
+"""Block sizes of the Triton kernels: which row of the table decides, and how others are measured."""
 
 from __future__ import annotations
 
@@ -6,9 +6,8 @@ import pytest
 import torch
 from gpu import block_sizes as command
 
-from seqrec.errors import InputError
 from seqrec.ops import block_sizes as module
-from seqrec.ops.block_sizes import TABLE, BlockRow, block_sizes, forced_block_sizes
+from seqrec.ops.block_sizes import TABLE, BlockRow, block_sizes
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 
@@ -45,15 +44,6 @@ def test_a_cpu_has_the_rows_of_any_card(table: None):
     assert block_sizes("dropout", CPU, 100) == {"events": 2, "warps": 4}
 
 
-def test_sizes_can_be_replaced_for_a_measurement_and_come_back(table: None):
-    with forced_block_sizes("dropout", warps=1):
-        assert block_sizes("dropout", CPU) == {"events": 1, "warps": 1}
-    assert block_sizes("dropout", CPU) == {"events": 1, "warps": 4}
-    with pytest.raises(InputError, match=r"^dropout has no block size 'wraps'; known: events, warps$"):  # noqa: SIM117
-        with forced_block_sizes("dropout", wraps=1):
-            pass
-
-
 @pytest.mark.parametrize("op", list(TABLE))
 def test_rows_of_any_card_and_width_come_first_and_have_all_sizes(op: str):
     general = [not row.card and not row.width for row in TABLE[op]]
@@ -66,9 +56,18 @@ def test_rows_of_any_card_and_width_come_first_and_have_all_sizes(op: str):
 def test_the_command_tries_sizes_that_ops_have():
     assert command.CHOICES.keys() == TABLE.keys()
     for op in TABLE:
-        for sizes in command.combinations(op):
-            with forced_block_sizes(op, **sizes):
-                assert sizes.items() <= block_sizes(op, CPU).items()
+        assert command.CHOICES[op].keys() <= block_sizes(op, CPU).keys()
+
+
+def test_the_command_computes_with_the_table_and_with_each_choice(table: None, monkeypatch: pytest.MonkeyPatch):
+    found: list[dict[str, int]] = []
+    step = lambda: found.append(dict(block_sizes("dropout", CPU, 100)))  # noqa: E731
+    monkeypatch.setattr(command, "problem", lambda *given: step)
+    monkeypatch.setattr(command, "CHOICES", {"dropout": {"events": (5, 6)}})
+    command.measure("dropout", 100, torch.float32, "cpu", rounds=1)
+    assert [each["events"] for each in found] == [2, 2, 5, 5, 6, 6]
+    assert {each["warps"] for each in found} == {4}
+    assert block_sizes("dropout", CPU, 100) == {"events": 2, "warps": 4}
 
 
 @pytest.mark.kernels

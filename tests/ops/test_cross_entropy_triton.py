@@ -7,7 +7,7 @@ GPU.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from seqrec.errors import InputError
 from seqrec.ops import cross_entropy as module
-from seqrec.ops.block_sizes import forced_block_sizes
+from seqrec.ops.block_sizes import TABLE, BlockRow
 from seqrec.ops.cross_entropy import CROSS_ENTROPY_BACKENDS, CrossEntropyProblem, cross_entropy
 from seqrec.training.losses.chunked_cross_entropy import Competitors, chunked_cross_entropy
 
@@ -28,11 +28,11 @@ SetRoom = Callable[[int], None]
 
 
 @pytest.fixture(autouse=True)
-def small_blocks() -> Iterator[None]:
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     if reason := CROSS_ENTROPY_BACKENDS["triton"].why_unusable("cpu", torch.float32):
         pytest.skip(f"triton {reason}")
-    with forced_block_sizes("cross_entropy", events=16, candidates=16):
-        yield
+    row = BlockRow("", 0, {"events": 16, "candidates": 16})
+    monkeypatch.setitem(TABLE, "cross_entropy", (*TABLE["cross_entropy"], row))
 
 
 @pytest.fixture

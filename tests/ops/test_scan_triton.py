@@ -32,7 +32,7 @@ def launch():
 @pytest.fixture
 def set_room(launch, monkeypatch):
     def change(tile, programs):
-        monkeypatch.setattr(launch, "room", lambda device, states, way: launch.Room(tile, programs))
+        monkeypatch.setattr(launch, "room", lambda device, states, way: launch.Room(tile, programs, 128))
 
     return change
 
@@ -137,7 +137,7 @@ def test_step_sizes_are_exact_where_softplus_is_tiny(launch):
 def test_a_cut_covers_all_and_runs_at_once(launch, sizes, programs):
     batch, length, channels, states = sizes
     u, A = torch.empty(batch, length, channels, device="meta"), torch.empty(channels, states, device="meta")
-    way = launch.cut(u, A, launch.Room(1024, programs))
+    way = launch.cut(u, A, launch.Room(1024, programs, 128))
     assert way.blocks * way.block_d >= channels
     assert way.block_n >= states
     assert way.chunks * launch.CHUNK >= length
@@ -149,7 +149,7 @@ def test_few_rows_are_cut_into_runs_and_many_are_not(launch):
     A = torch.empty(128, 32, device="meta")
     for batch, runs in ((1, range(79, 158)), (16, range(30, 34)), (600, range(1, 2))):
         u = torch.empty(batch, 5000, 128, device="meta")
-        assert launch.cut(u, A, launch.Room(1024, 2112)).runs in runs
+        assert launch.cut(u, A, launch.Room(1024, 2112, 128)).runs in runs
 
 
 def test_auto_takes_it_on_a_gpu_and_never_interprets(launch, monkeypatch):

@@ -10,7 +10,7 @@ import torch
 from problems import SSD, without
 
 from seqrec.errors import InputError
-from seqrec.ops.block_sizes import forced_block_sizes
+from seqrec.ops.block_sizes import TABLE, BlockRow
 from seqrec.ops.ssd import SSD_BACKENDS, ssd_scan
 
 pytestmark, SLOW = pytest.mark.kernels, pytest.mark.slow
@@ -23,8 +23,8 @@ def launch(monkeypatch):
     SSD.require("triton")
     module = importlib.import_module("seqrec.ops.ssd.triton_launch")
     monkeypatch.setattr(module, "LEAST", 2)
-    with forced_block_sizes("ssd", chunk=4, widest=2):
-        yield module
+    monkeypatch.setitem(TABLE, "ssd", (*TABLE["ssd"], BlockRow("", 0, {"chunk": 4, "widest": 2})))
+    return module
 
 
 @pytest.fixture

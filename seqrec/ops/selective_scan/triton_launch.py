@@ -46,7 +46,7 @@ class Room(NamedTuple):
 
     tile: int
     programs: int
-    widest: int = 128
+    widest: int
 
 
 def room(device: torch.device, states: int, way: str) -> Room:
