@@ -25,7 +25,7 @@ def best_of_blocks(
     *,
     budget: int,
     exclude: SeenItems | None = None,
-    hidden: Tensor | None = None,
+    disallowed: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Return the K best items of each user, best first, from blocks of at most `budget` scores.
 
@@ -37,16 +37,16 @@ def best_of_blocks(
         num_items: Items 1..num_items are scored.
         states: (B, D).
         k: Items per user, at most `num_items`.
-        budget: Scores of a block, unless a user has more for one item.
+        budget: Most scores of a block; a block has one item at least.
         exclude: Items that each user does not get.
-        hidden: (V,) bool, True for items that no user gets; None hides none.
+        disallowed: (V,) bool, True for items that no user gets; None is none of them.
 
     Returns:
         Item ids and scores (B, K), 0 and -inf if fewer items are left. Items with a score of NaN are left out. Of equal
         scores the order is torch's.
     """
     if len(states) <= USERS:
-        return _best_of_users(score, num_items, states, k, budget, exclude, hidden)
+        return _best_of_users(score, num_items, states, k, budget, exclude, disallowed)
     parts = []
     bounds = None if exclude is None else exclude.offsets[::USERS].tolist()
     for number, own in enumerate(torch.split(states, USERS)):
@@ -56,20 +56,20 @@ def best_of_blocks(
             end = bounds[number + 1] if number + 1 < len(bounds) else len(exclude.item_ids)
             rows = slice(number * USERS, number * USERS + len(own) + 1)
             seen = SeenItems(exclude.item_ids[begin:end], exclude.offsets[rows] - begin)
-        parts.append(_best_of_users(score, num_items, own, k, budget, seen, hidden))
+        parts.append(_best_of_users(score, num_items, own, k, budget, seen, disallowed))
     item_ids, scores = zip(*parts, strict=True)
     return torch.cat(item_ids), torch.cat(scores)
 
 
-def hidden_items(num_items: int, blocked: Tensor | None, allowed: Tensor | None) -> Tensor | None:
-    """Return (V,) bool, True for blocked items and those that are not allowed; None if there are none of both."""
+def disallowed_items(num_items: int, blocked: Tensor | None, allowed: Tensor | None) -> Tensor | None:
+    """Return (V,) bool, True for blocked items and those that are not allowed; None if neither is given."""
     if blocked is None and allowed is None:
         return None
     device = (blocked if allowed is None else allowed).device  # type: ignore[union-attr]  # one is given
-    hidden = torch.full((num_items + 1,), allowed is not None, device=device)
+    disallowed = torch.full((num_items + 1,), allowed is not None, device=device)
     if allowed is not None:
-        hidden.index_fill_(0, allowed, False)
-    return hidden if blocked is None else hidden.index_fill_(0, blocked, True)
+        disallowed.index_fill_(0, allowed, False)
+    return disallowed if blocked is None else disallowed.index_fill_(0, blocked, True)
 
 
 def _best_of_users(
@@ -79,7 +79,7 @@ def _best_of_users(
     k: int,
     budget: int,
     exclude: SeenItems | None,
-    hidden: Tensor | None,
+    disallowed: Tensor | None,
     *,
     may_be_nan: bool = False,
 ) -> tuple[Tensor, Tensor]:
@@ -92,8 +92,8 @@ def _best_of_users(
         block = score(states, first, width)
         if seen is not None:
             block = _without(block, first, *seen)
-        if hidden is not None:
-            block.masked_fill_(hidden[first : first + width], -torch.inf)
+        if disallowed is not None:
+            block.masked_fill_(disallowed[first : first + width], -torch.inf)
         if may_be_nan:
             block.masked_fill_(block.isnan(), -torch.inf)
         values, columns = block.topk(min(k, width), dim=1)
@@ -103,7 +103,7 @@ def _best_of_users(
             scores, item_ids = scores[:, :k], item_ids.gather(1, order[:, :k])
     # NaN comes first in each order.
     if not may_be_nan and scores[:, 0].isnan().any():
-        return _best_of_users(score, num_items, states, k, budget, exclude, hidden, may_be_nan=True)
+        return _best_of_users(score, num_items, states, k, budget, exclude, disallowed, may_be_nan=True)
     return item_ids.masked_fill(scores == -torch.inf, 0), scores
 
 

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from seqrec.catalogue.block_search import best_of_blocks, hidden_items
+from seqrec.catalogue.block_search import best_of_blocks, disallowed_items
 from seqrec.catalogue.sharding import ShardedEmbedding
 from seqrec.errors import InputError
 from seqrec.ops import pair_scores
@@ -263,9 +263,15 @@ class Scorer:
                 return Recommendations(torch.zeros_like(empty, dtype=torch.int64), empty, user_ids)
             if type(self).score_chunk is Scorer.score_chunk and len(allowed) <= GATHERED_SHARE * self.num_items:
                 return self._top_k_of(allowed, states, k, user_ids, exclude)
-        hidden = hidden_items(self.num_items, blocked, allowed)
+        disallowed = disallowed_items(self.num_items, blocked, allowed)
         item_ids, scores = best_of_blocks(
-            self.score_chunk, self.num_items, states, k, budget=self.score_budget, exclude=exclude, hidden=hidden
+            self.score_chunk,
+            self.num_items,
+            states,
+            k,
+            budget=self.score_budget,
+            exclude=exclude,
+            disallowed=disallowed,
         )
         return Recommendations(item_ids, scores, user_ids)
 

@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from seqrec.benchmark.measurement import peak_bytes
 from seqrec.catalogue import block_search
-from seqrec.catalogue.block_search import best_of_blocks, hidden_items
+from seqrec.catalogue.block_search import best_of_blocks, disallowed_items
 from seqrec.catalogue.scorer import Scorer
 from seqrec.ops.best_items import best_items
 from seqrec.types import SeenItems
@@ -61,7 +61,7 @@ def test_the_best_are_those_of_a_full_sort(
         patch.setattr(block_search, "USERS", at_a_time)
         item_ids, scores = best_of_blocks(
             scores_of(vectors), num_items, states, k, budget=budget, exclude=exclude,
-            hidden=hidden_items(num_items, blocked, allowed),
+            disallowed=disallowed_items(num_items, blocked, allowed),
         )  # fmt: skip
     expected, _ = best_items(
         states, vectors, k, excluded=exclude, blocked=blocked, allowed=allowed, backend="reference"
