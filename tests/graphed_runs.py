@@ -14,9 +14,9 @@ from seqrec import models
 from seqrec.data.padding import PaddedBatch, padded_size
 from seqrec.models import SequentialRecommender
 from seqrec.runs.callbacks import GraphedStep
-from seqrec.training.graphs import Recorder
 from seqrec.training.losses import BCE, GBCE, FullSoftmax, Loss, SampledSoftmax
 from seqrec.training.negatives import MixedNegatives, PopularityNegatives, UniformNegatives
+from seqrec.training.recorder import Recorder
 from seqrec.types import History, RaggedItems, SequenceBatch
 
 NUM_ITEMS, WIDTH, ROWS = 60, 16, 4

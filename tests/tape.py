@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from seqrec.ops import ALL_BACKENDS
-from seqrec.training.graphs import Recorder
+from seqrec.training.recorder import Recorder
 
 # Operations for which Python waits for a GPU: they return values, or tensors whose sizes depend on values.
 WAITING = {

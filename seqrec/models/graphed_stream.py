@@ -15,7 +15,7 @@ from seqrec.catalogue.table import ItemEmbedding
 from seqrec.encoders.state import State
 from seqrec.errors import InputError, check_at_least
 from seqrec.models.streaming import StreamingRecommender
-from seqrec.training.graphs import CudaRecorder, Recorder, recordings
+from seqrec.training.recorder import CudaRecorder, Recorder, recordings
 
 
 class GraphedStream:
@@ -23,14 +23,11 @@ class GraphedStream:
 
     A step of a stream is some hundred small kernels, which a GPU computes faster than Python starts them. A graph is
     launched at once. Events and states are copied into memory of the graphs, and results out of it: states and outputs
-    are those of `step`, of which nothing is overwritten later. Rows of a graph that a batch does not need compute
-    events of earlier batches, which no one reads. Batches of more than `max_users` users are computed in parts.
+    are those of `step`, of which nothing is overwritten later. Unused rows of a graph compute
+    earlier events again; their results are never read. Batches of more than `max_users` users are computed in parts.
 
     All graphs write the same memory, `max_users` states and outputs, so a lock lets one thread at a time step. The
     weights must not change. Whatever the caller's autocast, a step is computed without.
-
-    Tests on a CPU prove the recordings with a stand-in that repeats the operations of torch that it saw, and refuses
-    those that read a value, as CUDA does. Those in `tests/gpu/test_cuda_streams.py` prove the graphs: run them first.
 
     Args:
         model: A model that can be streamed, in evaluation mode, on a CUDA device.

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 
 from seqrec.runs.callbacks import GraphedStep
-from seqrec.training.graphs import Recorder
+from seqrec.training.recorder import Recorder
 from tests.gpu.stand_in_device import Counts, StandInDevice
 
 

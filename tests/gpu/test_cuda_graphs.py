@@ -18,8 +18,9 @@ from seqrec.catalogue.table import ItemTable
 from seqrec.data.prefetch import PrefetchedBatches
 from seqrec.errors import DivergenceError, InputError
 from seqrec.runs.callbacks import FiniteLoss, GraphedStep
-from seqrec.training.graphs import CudaRecorder, GraphedLoss
+from seqrec.training.graphs import GraphedLoss
 from seqrec.training.losses import BCE, FullSoftmax
+from seqrec.training.recorder import CudaRecorder
 
 pytestmark = [
     pytest.mark.gpu,

@@ -14,8 +14,9 @@ from seqrec.catalogue.sharding import ShardedEmbedding
 from seqrec.catalogue.table import ItemEmbedding
 from seqrec.data.datamodule import SequenceDataModule
 from seqrec.errors import InputError, check_at_least
-from seqrec.training.graphs import CudaRecorder, GraphedLoss, Recorder
+from seqrec.training.graphs import GraphedLoss
 from seqrec.training.losses import Loss
+from seqrec.training.recorder import CudaRecorder, Recorder
 
 
 class GraphedStep(pl.Callback):

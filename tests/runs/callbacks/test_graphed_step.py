@@ -36,8 +36,8 @@ from seqrec.data.sources import Synthetic
 from seqrec.errors import DivergenceError, InputError
 from seqrec.models import ColumnHead, SequentialRecommender
 from seqrec.runs.callbacks import FiniteLoss, GraphedStep
-from seqrec.training.graphs import Recorder
 from seqrec.training.losses import BCE, FullSoftmax, InBatchSoftmax, Loss
+from seqrec.training.recorder import Recorder
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning", "ignore::DeprecationWarning")
 
