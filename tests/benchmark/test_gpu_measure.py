@@ -146,6 +146,35 @@ def test_each_target_has_a_verdict():
     assert any(line.split() == ["failed", "tests", "<=", "0", "1", "0.00", "no"] for line in text)
 
 
+PASSED = [{"counts": {"passed": 3}}, {"status": 0}]
+FAILED = [{"counts": {"passed": 1, "failed": 1}}, {"counts": {"passed": 2, "failed": 2}}, {"status": 1}]
+UNREAD = [{"collecting tests/test_a.py": "no module"}, {"collecting tests/test_a.py": "no module"}, {"status": 2}]
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "verdict"),
+    [
+        (PASSED, PASSED, (0.0, None, "yes")),
+        (PASSED, FAILED, (2.0, 0.0, "no")),
+        (FAILED, FAILED, (4.0, 0.0, "no")),
+        # The process of a part ends well although pytest could not read a file.
+        (PASSED, UNREAD, (1.0, 0.0, "no")),
+        (UNREAD, UNREAD, (2.0, 0.0, "no")),
+        (PASSED, [{"status": 5}], (None, None, "not measured")),
+        (PASSED, [], (None, None, "not measured")),
+        (PASSED, PASSED[:1], (None, None, "not measured")),
+        ([{"counts": {"skipped": 3}}, {"status": 0}], [{"status": 0}], (None, None, "not measured")),
+    ],
+)
+def test_no_test_failed_only_if_all_were_run(first: list[Any], second: list[Any], verdict: tuple[Any, ...]):
+    (target,) = (each for each in targets.TARGETS if each.name == "failed tests")
+    parts = {"tests": first, "tests of training": second}
+    assert target.verdict(
+        {"parts": {name: {"outcome": "passed", "results": rows} for name, rows in parts.items()}}
+    ) == (verdict)
+    assert target.verdict({"parts": {}}) == (None, None, "not measured")
+
+
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
 def test_parts_that_no_other_test_has_run_at_tiny_sizes(capsys: pytest.CaptureFixture[str]):
     rows: list[dict[str, Any]] = []

@@ -122,14 +122,19 @@ def _idle(length: int) -> Callable[[Found], float | None]:
 
 
 def _failed_tests(found: Found) -> float | None:
-    counts = [
-        row["counts"] for part in ("tests", "tests of training") for row in rows_of(found, part) if "counts" in row
-    ]
-    if not any(each.get("passed", 0) or each.get("failed", 0) for each in counts):
-        return None
-    ended = all(found["parts"].get(part, {}).get("outcome") == "passed" for part in ("tests", "tests of training"))
-    failed = max(each.get("failed", 0) for each in counts)
-    return float(failed) if ended or failed else None
+    """Return the tests that failed, and the files that could not be read; None if not all ran and none failed."""
+    failed, passed, ended = 0, 0, True
+    for part in ("tests", "tests of training"):
+        rows = list(rows_of(found, part))
+        counts = next((row["counts"] for row in reversed(rows) if "counts" in row), {})
+        # With several processes, each of them reports the same file.
+        unread = {key for row in rows for key in row if key.startswith("collecting ")}
+        failed += counts.get("failed", 0) + len(unread)
+        passed += counts.get("passed", 0)
+        # pytest's status is 0 if all tests passed, 1 if some failed, and another one if it could not run them.
+        outcome = found["parts"].get(part, {}).get("outcome")
+        ended = ended and outcome == "passed" and bool(rows) and rows[-1].get("status") in (0, 1)
+    return float(failed) if failed or (passed and ended) else None
 
 
 TARGETS = (
