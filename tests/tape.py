@@ -7,27 +7,13 @@ from typing import Any
 
 import pytest
 import torch
+from gpu.stand_in_device import waits_for_gpu
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from seqrec.ops import ALL_BACKENDS
 from seqrec.training.recorder import Recorder
-
-# Operations for which Python waits for a GPU: they return values, or tensors whose sizes depend on values.
-WAITING = {
-    "_local_scalar_dense", "bincount", "equal", "is_nonzero", "masked_select", "nonzero", "unique_consecutive",
-    "unique_dim", "_unique", "_unique2",
-}  # fmt: skip
-
-
-def waits_for_gpu(func: Any, args: Any, kwargs: Any) -> bool:
-    """Return whether Python waits for a GPU in an operation, which is none that is made of others."""
-    name = func.name().removeprefix("aten::").partition(".")[0]
-    if name == "repeat_interleave":
-        return kwargs.get("output_size") is None
-    masks = args[1] if name in ("index", "index_put", "index_put_", "_index_put_impl_") else ()
-    return name in WAITING or any(x is not None and x.dtype == torch.bool for x in masks)
 
 
 class Tape(TorchDispatchMode):

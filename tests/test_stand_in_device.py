@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from gpu.stand_in_device import Counts, StandInDevice
@@ -61,6 +62,8 @@ def test_what_is_on_the_cpu_is_not_counted_and_what_crosses_is_a_copy():
         assert not (there * weight).cpu().is_cuda
     assert device.counts.ops == {"mul": 1, "zeros": 1}
     assert device.counts.copies == 2
+    # The copy to the CPU.
+    assert device.counts.waits == {"copy": 1}
     assert not weight.is_cuda
 
 
@@ -72,7 +75,16 @@ def test_what_is_on_the_cpu_is_not_counted_and_what_crosses_is_a_copy():
         lambda x: x.unique(),
         lambda x: x.sum().item(),
         lambda x: bool(x.any()),
-        lambda x: x.to_sparse().coalesce() if x.is_sparse else x.masked_select(x > 0),
+        lambda x: torch.sparse_coo_tensor(torch.zeros_like(x)[None].long(), x, check_invariants=False).coalesce(),
+        lambda x: x.masked_select(x > 0),
+        lambda x: x.unique_consecutive(),
+        lambda x: x.index_put((x > 0,), x[0]),
+        lambda x: x.repeat_interleave(x.long()),
+        lambda x: x.tolist(),
+        lambda x: x.numpy(),
+        lambda x: np.asarray(x),
+        lambda x: x.cpu(),
+        lambda x: x.to("cpu"),
     ],
 )
 def test_sizes_and_values_that_python_reads_make_it_wait(step: Any):

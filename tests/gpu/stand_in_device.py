@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 from unittest import mock
@@ -21,8 +21,14 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from torch.utils._pytree import tree_leaves, tree_map
 
 GPU, CPU = torch.device("cuda", 0), torch.device("cpu")
-# Operations whose result has a size, or a value, for which Python waits until the device has done everything.
-WAITS = ("_local_scalar_dense", "nonzero", "_unique2", "unique_dim", "masked_select", "_coalesce", "equal", "bincount")
+# Operations for which Python waits until the GPU has done everything: they return values, or tensors whose sizes depend
+# on values.
+WAITING = {
+    *("_local_scalar_dense", "bincount", "_coalesce", "equal", "is_nonzero", "masked_select", "nonzero"),
+    *("unique_consecutive", "unique_dim", "_unique", "_unique2"),
+}
+# Functions that give Python the values of a tensor without one of these operations.
+READING = ("tolist", "numpy", "__array__")
 # Operations that read or write rows of their first argument.
 ROW_OPS = ("embedding", "index_select", "index_add_", "index_copy_")
 # Operations without a kernel, besides views.
@@ -35,6 +41,15 @@ FREE = {
 PROPERTIES = mock.Mock(multi_processor_count=132)
 
 
+def waits_for_gpu(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+    """Return whether Python waits for a GPU in an operation that is not made of others."""
+    name = func.name().removeprefix("aten::").partition(".")[0]
+    if name == "repeat_interleave":
+        return kwargs.get("output_size") is None
+    masks = args[1] if name in ("index", "index_put", "index_put_", "_index_put_impl_") else ()
+    return name in WAITING or any(_is_flags(x) for x in masks)
+
+
 @dataclass
 class Counts:
     """What was asked of the device.
@@ -45,7 +60,8 @@ class Counts:
         copies: Copies to the device and from it.
         graphs: Launches of graphs.
         in_graphs: Operations and kernels inside of them.
-        waits: Operations for which Python waits until the device has nothing left to do, by name.
+        waits: Operations for which Python waits until the device has nothing left to do, by name, and copies to the
+            CPU.
         bytes: Bytes that operations and kernels read and write, also those in graphs.
     """
 
@@ -62,10 +78,11 @@ class Counts:
         """Operations, kernels, copies and graphs that Python starts one by one."""
         return self.ops.total() + self.kernels.total() + self.copies + self.graphs
 
-    def add_op(self, op: Any, arguments: list[Any], result: Any) -> None:
+    def add_op(self, op: Any, args: Sequence[Any], kwargs: Mapping[str, Any], result: Any) -> None:
         """Count an operation of torch."""
         name, returns = op._schema.name.partition("::")[2], op._schema.returns
-        if name in WAITS or (name == "index" and any(_is_flags(x) for x in tree_leaves(arguments[1:]))):
+        arguments = [*args, *kwargs.values()]
+        if waits_for_gpu(op, args, kwargs):
             self.waits[name] += 1
         is_view = bool(returns) and all(each.alias_info and not each.alias_info.is_write for each in returns)
         if name in FREE or is_view:
@@ -160,7 +177,13 @@ class StandInDevice:
             self.leave([found])
         if self.counts is not None:
             self.counts.copies += 1
+            self.counts.waits.update([] if to_device else ["copy"])
         return found
+
+    def read(self, x: Tensor, name: str) -> None:
+        """Count a function that gives Python the values of a tensor."""
+        if self.counts is not None and not self.is_on_cpu([x]):
+            self.counts.waits[name] += 1
 
 
 class _Operations(TorchDispatchMode):
@@ -171,14 +194,15 @@ class _Operations(TorchDispatchMode):
         self.device = device
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out, given = func(*args, **(kwargs or {})), [*args, *(kwargs or {}).values()]
+        kwargs = kwargs or {}
+        out = func(*args, **kwargs)
         if "empty" in func._schema.name:
             out.zero_()
-        tensors = [x for x in tree_leaves(given) if isinstance(x, Tensor)]
+        tensors = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
         if self.device.is_on_cpu(tensors) if tensors else not self.device.asked:
             self.device.leave(tree_leaves(out))
         elif self.device.counts is not None:
-            self.device.counts.add_op(func, given, out)
+            self.device.counts.add_op(func, args, kwargs, out)
         return out
 
 
@@ -199,6 +223,8 @@ class _Functions(TorchFunctionMode):
             return _GRU.apply(self.device, args[0], args[1], *args[2])
         if name == "scaled_dot_product_attention":
             kwargs["dropout_p"] = 0.0  # with dropout a CPU computes it in pieces
+        if name in READING:
+            self.device.read(args[0], name)
         if name == "cpu" or (name == "to" and places):
             args = (self.device.moved(args[0], to_device=places[:1] == [GPU]), *args[1:])
         before, self.device.asked = self.device.asked, GPU in places
