@@ -17,7 +17,7 @@ from seqrec.data.event_block import EventBlock
 from seqrec.data.prepare.memory import spoken_bytes
 from seqrec.data.progress import duration
 from seqrec.data.report_table import ReportTable
-from seqrec.errors import check_at_least
+from seqrec.errors import InputError, check_at_least
 from seqrec.experiments import MODELS
 from seqrec.inference.bulk.job import tokens_for
 from seqrec.models import SequentialRecommender
@@ -44,12 +44,12 @@ def benchmark_bulk(
     Each combination runs in a process of its own.
 
     Args:
-        items: Sizes of the catalogue, ascending.
+        items: Sizes of the catalogue.
         encoders: Names of presets.
         users: Users whose lists are timed.
         of_users: Users for whom the time is estimated.
         length: Most events of a user.
-        top_k: Items of a list, without those of the history.
+        top_k: Items of a list, without those of the history; at most the items of the smallest catalogue.
         d_model: Width.
         rounds: Rounds; the fastest counts.
         seed: Seed of weights and histories.
@@ -62,6 +62,8 @@ def benchmark_bulk(
     harness.check_numbers(2, items=items, empty=False)
     sizes = {"users": users, "length": length, "top_k": top_k, "d_model": d_model, "rounds": rounds}
     check_at_least(1, of_users=of_users, **sizes)
+    if top_k > min(items):
+        raise InputError(f"top_k={top_k} is more than the {min(items)} items of the smallest catalogue; lower it")
     for encoder in encoders:
         MODELS[encoder]  # raises with the known ones
     harness.check_device(device)
@@ -80,7 +82,9 @@ def benchmark_bulk(
     benchmark.run("figures", cells, measure, "{encoder}, {num_items:,} items")
     title = (
         f"the best {top_k} items for users with up to {length} events, width {d_model}, {on['device']}, "
-        f"{on['threads']} threads, torch {on['torch']}\nthe time for {of_users:,} users is estimated from {users:,}"
+        f"{on['threads']} threads, torch {on['torch']}\nthe time for {of_users:,} users is estimated from {users:,}\n"
+        '"searching" is one call for all users in parts of the time of their lists, which are made in batches on '
+        "threads: it may exceed 100%"
     )
     notes = harness.failures(benchmark["figures"], "{encoder}, {num_items:,} items")
     benchmark.finish(title, list_table(benchmark["figures"], of_users), notes)
@@ -118,7 +122,7 @@ def time_lists(encoder: str, num_items: int, settings: Mapping[str, Any]) -> dic
         `users`, `events`, `seconds` of the fastest round, `search_seconds`, of the same users' search of the catalogue
         alone, and `device_bytes`, the most memory of tensors on a GPU, None on a CPU.
     """
-    users, device, k = settings["users"], settings["device"], settings["top_k"]
+    users, device = settings["users"], settings["device"]
     torch.manual_seed(settings["seed"])
     with torch.device(device):
         preset: Any = MODELS[encoder]
@@ -129,7 +133,7 @@ def time_lists(encoder: str, num_items: int, settings: Mapping[str, Any]) -> dic
     offsets = np.concatenate([[0], lengths.cumsum()]).astype(np.int64)
     item_ids = draws.integers(1, num_items + 1, int(offsets[-1]))
     block = EventBlock(item_ids, offsets, np.zeros(users, np.int64), num_items)
-    options, tokens = RecommendOptions(min(k, num_items)), tokens_for(device)
+    options, tokens = RecommendOptions(settings["top_k"]), tokens_for(device)
     lists = partial(recommend_block, model, block, options, max_tokens=tokens)
     states, ids = torch.randn(users, settings["d_model"], device=device), torch.zeros(users, dtype=torch.int64)
     search = partial(model.search.top_k, model.scorer(), states, options.top_k, ids)

@@ -18,11 +18,12 @@ SMALL = {"users": 9, "length": 6, "top_k": 4, "d_model": 8, "rounds": 1, "seed":
 def test_small_sizes_are_measured_from_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     written = tmp_path / "figures.json"
     benchmark_bulk(
-        [20, 50], encoders=["GRU4Rec"], users=9, of_users=1800, length=6, top_k=30, d_model=8, rounds=1,
+        [20, 50], encoders=["GRU4Rec"], users=9, of_users=1800, length=6, top_k=15, d_model=8, rounds=1,
         json_file=str(written),
     )  # fmt: skip
     out = capsys.readouterr().out
     assert "the time for 1,800 users is estimated from 9" in out
+    assert "may exceed 100%" in out
     assert re.search(r"GRU4Rec +20 +[\d,]+ +\d+% +[\d,]+ +[\d.]+ MiB", out)
     rows = json.loads(written.read_text())["figures"]
     assert [(row["num_items"], row["users"], row["events"]) for row in rows] == [(20, 9, 27), (50, 9, 27)]
@@ -57,6 +58,7 @@ def test_the_table_by_hand():
         ({"of_users": 0}, "of_users=0 must be at least 1"),
         ({"encoders": ["Nothing"]}, "Nothing"),
         ({"device": "tpu"}, "device"),
+        ({"items": [200, 20], "top_k": 21}, "top_k=21 is more than the 20 items of the smallest catalogue; lower it"),
     ],
 )
 def test_values_out_of_range_are_refused(arguments: dict, message: str):
