@@ -85,12 +85,15 @@ def test_what_is_on_the_cpu_is_not_counted_and_what_crosses_is_a_copy():
         lambda x: np.asarray(x),
         lambda x: x.cpu(),
         lambda x: x.to("cpu"),
+        lambda x: torch.zeros(5).copy_(x),
     ],
 )
 def test_sizes_and_values_that_python_reads_make_it_wait(step: Any):
     x = torch.arange(5.0)
     assert counted(lambda: step(x)).waits.total() == 1
     assert not counted(lambda: x.index_select(0, torch.arange(3, device=x.device))).waits
+    assert not counted(lambda: x.to("cpu", non_blocking=True)).waits
+    assert not counted(lambda: torch.zeros(5).copy_(x, non_blocking=True)).waits
 
 
 def train(place: StandInDevice | None, steps: int = 6) -> tuple[list[float], dict[str, Tensor], Counts | None]:

@@ -61,7 +61,7 @@ class Counts:
         graphs: Launches of graphs.
         in_graphs: Operations and kernels inside of them.
         waits: Operations for which Python waits until the device has nothing left to do, by name, and copies to the
-            CPU.
+            CPU, but for `non_blocking` ones.
         bytes: Bytes that operations and kernels read and write, also those in graphs.
     """
 
@@ -167,8 +167,8 @@ class StandInDevice:
         tensors = (x for x in values if isinstance(x, Tensor) and not x.is_sparse and x.numel())
         self._on_cpu.update({x.untyped_storage().data_ptr(): x.detach() for x in tensors})
 
-    def moved(self, x: Tensor, *, to_device: bool) -> Tensor:
-        """Return a tensor in a place, and count the copy if it is not there."""
+    def moved(self, x: Tensor, *, to_device: bool, waits: bool) -> Tensor:
+        """Return a tensor in a place, and count the copy if it is not there, for which Python waits or not."""
         if self.is_on_cpu([x]) != to_device:
             return x
         with _disable_current_modes():
@@ -177,7 +177,7 @@ class StandInDevice:
             self.leave([found])
         if self.counts is not None:
             self.counts.copies += 1
-            self.counts.waits.update([] if to_device else ["copy"])
+            self.counts.waits.update(["copy"] if waits and not to_device else [])
         return found
 
     def read(self, x: Tensor, name: str) -> None:
@@ -203,6 +203,8 @@ class _Operations(TorchDispatchMode):
             self.device.leave(tree_leaves(out))
         elif self.device.counts is not None:
             self.device.counts.add_op(func, args, kwargs, out)
+            if func._schema.name == "aten::copy_" and self.device.is_on_cpu(args[:1]) and not any(args[2:]):
+                self.device.counts.waits["copy"] += 1
         return out
 
 
@@ -226,7 +228,8 @@ class _Functions(TorchFunctionMode):
         if name in READING:
             self.device.read(args[0], name)
         if name == "cpu" or (name == "to" and places):
-            args = (self.device.moved(args[0], to_device=places[:1] == [GPU]), *args[1:])
+            waits = not kwargs.get("non_blocking")
+            args = (self.device.moved(args[0], to_device=places[:1] == [GPU], waits=waits), *args[1:])
         before, self.device.asked = self.device.asked, GPU in places
         try:
             return func(*args, **kwargs)
