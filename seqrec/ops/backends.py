@@ -46,8 +46,8 @@ class Backend(Generic[Function]):
         unsupported_args: Names of the op's optional arguments that it does not support.
         extra: True for an addition that most machines lack: its absence is not logged.
         never_auto: Device types on which "auto" never chooses it, because there it is for tests only.
-        narrow: 16-bit dtypes that it reads and writes without a cast, with states and sums in float32; inputs in others
-            are converted for it.
+        narrow: 16-bit dtypes that it reads and writes without a cast, with sums, and the states of scans, in float32;
+            inputs in others are converted for it. The convolution's states are inputs, and keep their type.
     """
 
     name: str

@@ -3,8 +3,8 @@
     python -m tests.gpu.count
     python -m tests.gpu.count --encoders MambaRec SASRec --length 5000 --json_file counts.json
 
-Models train through Lightning on a stand-in for a GPU, of which `stand_in_device.py` tells what it knows. `CPU ms` is
-the time of the process for a step with two events and 10,000 items, in which kernels are left out. It has Python,
+Models train through Lightning on a stand-in for a GPU; `stand_in_device.py` documents what it counts. `CPU ms` is the
+time of the process for a step with two events and 10,000 items, in which kernels are left out. It has Python,
 Lightning, and torch's own work for each operation.
 """
 
