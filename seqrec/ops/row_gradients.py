@@ -41,8 +41,8 @@ def sums_at_each_row(gradient: Tensor) -> tuple[Tensor, Tensor]:
 
     No size depends on numbers, so Python does not wait for a GPU, as it does in `sum_rows` for the number of distinct
     rows. A sum is the difference of two running sums in float64: its error is at most N / 2^53 of the absolute sum of
-    its column, and an infinite number makes NaN of rows with a higher number too. torch lists `cumsum` on a GPU among
-    operations whose last bit may change from run to run.
+    its column. A row with a number that is not finite becomes NaN. torch lists `cumsum` on a GPU among operations whose
+    last bit may change from run to run.
 
     Args:
         gradient: (V, D) sparse COO tensor of N rows, in any order and possibly repeated; float32 or narrower.
@@ -52,10 +52,19 @@ def sums_at_each_row(gradient: Tensor) -> tuple[Tensor, Tensor]:
         equal to the bit.
     """
     row_ids, places = gradient._indices()[0].sort(stable=True)
-    running = gradient._values().index_select(0, places).t().contiguous().cumsum(1, dtype=torch.float64)
-    running = F.pad(running, (1, 0))
+    values = gradient._values().index_select(0, places)
+    # Left out of the running sums, which they would spoil for all rows that follow.
+    bad = ~values.isfinite().all(1)
+    values.masked_fill_(bad.unsqueeze(1), 0)
     first, after = (torch.searchsorted(row_ids, row_ids, right=right) for right in (False, True))
-    return row_ids, (running.index_select(1, after) - running.index_select(1, first)).t().float()
+    sums = _between(values.t().contiguous().cumsum(1, dtype=torch.float64), first, after).float()
+    return row_ids, sums.masked_fill_(_between(bad.cumsum(0).unsqueeze(0), first, after) > 0, torch.nan).t()
+
+
+def _between(running: Tensor, first: Tensor, after: Tensor) -> Tensor:
+    """Return what running sums (D, N) grew by from places `first` (N,) up to the places before `after` (N,)."""
+    before = running.index_select(1, (first - 1).clamp_min_(0)).masked_fill_(first == 0, 0)
+    return running.index_select(1, after - 1).sub_(before)
 
 
 def sums_at_lookup(device: torch.device) -> bool:

@@ -51,6 +51,17 @@ def test_each_row_gets_the_sum_of_all_rows_with_its_number(dtype: torch.dtype, c
         assert found.shape == (6,)
 
 
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf"), -float("inf")])
+def test_a_row_that_is_not_finite_becomes_nan_and_no_other_row(wrong: float):
+    row_ids, values = torch.tensor([[5, 3, 1, 3, 0, 5]]), torch.arange(12.0).view(6, 2)
+    expected = sums_at_each_row(torch.sparse_coo_tensor(row_ids, values, (7, 2), check_invariants=True))[1]
+    values[1, 0] = wrong
+    numbers, sums = sums_at_each_row(torch.sparse_coo_tensor(row_ids, values, (7, 2), check_invariants=True))
+    assert numbers.tolist() == [0, 1, 3, 3, 5, 5]
+    assert sums[numbers == 3].isnan().all()
+    assert torch.equal(sums[numbers != 3], expected[numbers != 3])
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.filterwarnings("ignore:Sparse invariant checks")
