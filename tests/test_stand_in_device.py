@@ -178,6 +178,19 @@ def test_under_deterministic_algorithms_distinct_rows_are_summed(monkeypatch: py
     assert counted(step).waits == {"_coalesce": 1}
 
 
+def test_distinct_rows_of_a_large_gradient_are_summed(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("seqrec.training.optim.row_optimizer.MOST_WRITTEN", 4)
+    table = nn.Parameter(torch.zeros(5, 2))
+
+    def step(rows: int) -> None:
+        places, values = torch.full((1, rows), 2), torch.ones(rows, 2)
+        table.grad = torch.sparse_coo_tensor(places, values, (5, 2), check_invariants=False)
+        adam(table).step()
+
+    assert not counted(lambda: step(2)).waits
+    assert counted(lambda: step(3)).waits == {"_coalesce": 1}
+
+
 @pytest.mark.process
 def test_graphs_are_launched_instead_of_operations():
     shape = {"batch_size": 4, "length": 40, "num_items": 600_000}

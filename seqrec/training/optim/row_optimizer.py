@@ -19,6 +19,9 @@ from seqrec.ops.row_gradients import sum_rows, sums_at_each_row
 
 # A float32 is a bfloat16 followed by 16 further bits of the fraction.
 DROPPED_BITS = 16
+# Most numbers of a gradient whose repeated rows are written as often as it has them, for which a GPU needs memory of
+# some ten gradients.
+MOST_WRITTEN = 1 << 25
 TABLE_DTYPES = (torch.float32, torch.bfloat16, torch.float64)
 
 
@@ -144,8 +147,9 @@ def _writes_repeated(table: Tensor) -> bool:
     """
     assert table.grad is not None
     deterministic = torch.are_deterministic_algorithms_enabled()
-    on_gpu = table.device.type != "cpu"
-    return on_gpu and table.dtype == torch.float32 and not table.grad.is_coalesced() and not deterministic
+    # Sums are made in float64, which other devices lack.
+    fits = table.device.type == "cuda" and table.dtype == torch.float32 and not table.grad.is_coalesced()
+    return fits and table.grad._values().numel() <= MOST_WRITTEN and not deterministic
 
 
 def loss_of(closure: Callable[[], Any] | None) -> Any:
