@@ -26,8 +26,9 @@ class GraphedStream:
     are those of `step`, of which nothing is overwritten later. Unused rows of a graph compute
     earlier events again; their results are never read. Batches of more than `max_users` users are computed in parts.
 
-    All graphs write the same memory, `max_users` states and outputs, so a lock lets one thread at a time step. The
-    weights must not change. Whatever the caller's autocast, a step is computed without.
+    All graphs write the same memory, `max_users` states and outputs, so a lock lets one thread at a time step, and all
+    threads must step on one CUDA stream. The weights must not change. Whatever the caller's autocast, a step is
+    computed without.
 
     Args:
         model: A model that can be streamed, in evaluation mode, on a CUDA device.
@@ -113,7 +114,8 @@ class GraphedStream:
         Raises:
             InputError: if `step` would refuse, or the step cannot be recorded.
         """
-        self._check_state(item_ids, state)
+        self._check_state(state)
+        _check_events(len(state), item_ids=item_ids, user_ids=user_ids, timestamps=timestamps)
         self._model.check_step(item_ids, state, timestamps, features)
         events = {"items": item_ids, "users": user_ids, "times": timestamps}
         given = {name: x for name, x in events.items() if x is not None}
@@ -182,16 +184,24 @@ class GraphedStream:
             out, after = self._model.checked_step(own["items"], state, own["users"], own["times"], features)
         return out, after.tensors
 
-    def _check_state(self, item_ids: Tensor, state: State) -> None:
-        """Refuse states that would be copied into others' places, or into those of another shape."""
+    def _check_state(self, state: State) -> None:
+        """Refuse states that would be copied into those of another encoder, shape or type."""
         if state.encoder != self._encoder:
             raise InputError(f"state is of {state.encoder}, but this model is {self._encoder}; start with `init_state`")
-        if len(state) != len(item_ids):
-            raise InputError(f"item_ids must have the state's {len(state)} rows, got {len(item_ids)}")
-        shapes = {name: tuple(x.shape[1:]) for name, x in state.tensors.items()}
-        own = {name: tuple(x.shape[1:]) for name, x in self._state.items()}
-        if shapes != own:
-            raise InputError(f"state has rows of {shapes}, but this model's are {own}; start with `model.init_state`")
+        rows, own = (
+            {name: (tuple(x.shape[1:]), str(x.dtype)) for name, x in tensors.items()}
+            for tensors in (state.tensors, self._state)
+        )
+        if rows != own:
+            raise InputError(f"state has rows of {rows}, but this model's are {own}; start with `model.init_state`")
+
+
+def _check_events(rows: int, **events: Tensor | None) -> None:
+    """Refuse ids and times that would be rounded, repeated or cut as they are copied; None passes."""
+    for name, x in events.items():
+        if x is not None and (x.dtype != torch.int64 or x.shape != (rows,)):
+            expected = f"(B,) int64 for the state's {rows} rows"
+            raise InputError(f"{name} must be {expected}, got {tuple(x.shape)} {x.dtype}")
 
 
 def _check(model: StreamingRecommender) -> None:

@@ -106,13 +106,19 @@ def test_a_launch_takes_the_place_of_many_operations():
         ({"item_ids": torch.tensor([1, 31])}, r"item_ids hold 1\.\.31, but the catalogue has items 1\.\.30"),
         ({"item_ids": torch.tensor([0, 3])}, r"item_ids hold 0\.\.3"),
         ({"item_ids": torch.tensor([[1], [2]])}, r"item_ids must be \(B,\)"),
-        ({"item_ids": torch.tensor([1, 2, 3])}, "item_ids must have the state's 2 rows, got 3"),
+        ({"item_ids": torch.tensor([1, 2, 3])}, r"item_ids must be .* for the state's 2 rows, got \(3,\)"),
+        ({"item_ids": torch.tensor([1.5, 2.0])}, r"item_ids must be \(B,\) int64 .*, got \(2,\) torch.float32"),
+        ({"user_ids": torch.tensor([3])}, r"user_ids must be \(B,\) int64 .*, got \(1,\)"),
+        ({"user_ids": torch.tensor([3, 4, 5])}, r"user_ids must be \(B,\) int64 .*, got \(3,\)"),
+        ({"timestamps": torch.tensor([5])}, r"timestamps must be \(B,\) int64 .*, got \(1,\)"),
+        ({"timestamps": torch.tensor([5.0, 5.0])}, r"timestamps must be \(B,\) int64 .*, got \(2,\) torch.float32"),
         ({"timestamps": None}, "the model reads the time of events"),
         ({"timestamps": torch.tensor([5, -1])}, "timestamps of row 1 go back: -1 after 0"),
         ({"features": {"tab": torch.tensor([0, 3])}}, r"features\['tab'\] has the codes 0\.\.3"),
         ({"features": None}, "the model reads the column 'tab'"),
         ({"state": None}, "start with `init_state`"),
         ({"state": "longer"}, "state has rows of"),
+        ({"state": "narrow"}, r"state has rows of .*torch\.bfloat16"),
     ],
     ids=str,
 )
@@ -123,6 +129,9 @@ def test_what_step_refuses_is_refused_before_the_launch(events: dict[str, Any], 
     if events.get("state") == "longer":
         longer = {name: torch.cat([x, x], 2) if x.dim() == 4 else x for name, x in state.tensors.items()}
         events = {"state": State(longer, state.encoder)}
+    elif events.get("state") == "narrow":
+        narrow = {name: x.bfloat16() if x.is_floating_point() else x for name, x in state.tensors.items()}
+        events = {"state": State(narrow, state.encoder)}
     elif "state" in events:
         events = {"state": make_model("GRU4Rec").init_state(2)}
     given = {"item_ids": torch.tensor([1, 2]), "state": state, "timestamps": torch.tensor([5, 5])}
