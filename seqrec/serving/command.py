@@ -111,6 +111,8 @@ def serve(
 
     check_at_least(1, threads=threads)
     on = torch_device(device)
+    if cuda_graphs and on == "cpu":
+        raise InputError("cuda_graphs=True needs a CUDA device; give --device cuda, or leave cuda_graphs out")
     token, hosts = read_token(token_file), [host, *host_names(allowed_hosts or "")]
     check_host(host, token, allow_no_token=allow_no_token)
     limits = limits or Limits()
