@@ -14,8 +14,10 @@ from seqrec.encoders.layers.residual import make_norm
 from seqrec.encoders.layers.streamed import Tensors
 from seqrec.encoders.layers.window import Slots, attend_further, empty_window
 from seqrec.errors import check_at_least
+from seqrec.ops.export import without_autocast
 from seqrec.ops.linear import linear
 from seqrec.ops.pointwise_attention import pointwise_attention, weigh
+from seqrec.ops.problems import at_least_float32
 
 # Standard deviation of the numbers of distances before training, as in the authors' code.
 DISTANCE_STD = 0.02
@@ -133,11 +135,13 @@ class PointwiseAttention(nn.Module):
         return x.view(*x.shape[:2], self.num_heads, -1).transpose(1, 2)
 
     def _attend(self, query: Tensor, times: Tensor | None, slots: Slots) -> Tensor:
-        """Compute (2) for queries (B, H, Q, D / H) at times (B, Q) that see some slots."""
-        bias = self.distances[slots.distance.clamp(0, len(self.distances) - 1)]
+        """Compute (2) in float32 at least for queries (B, H, Q, D / H) at times (B, Q) that see some slots."""
+        bias = at_least_float32(self.distances[slots.distance.clamp(0, len(self.distances) - 1)])
         if self.gaps is not None and times is not None and slots.times is not None:
             bias = bias + self.gaps.of_pairs(times, slots.times)
-        return weigh(query, slots.keys, slots.values, bias, slots.seen)
+        with without_autocast(query.device.type):
+            operands = map(at_least_float32, (query, slots.keys, slots.values))
+            return weigh(*operands, bias, slots.seen).to(query.dtype)
 
     def _output(self, mixed: Tensor, gate: Tensor) -> Tensor:
         """Compute (3) of heads (B, H, L, D / H) and the gate (B, L, D)."""

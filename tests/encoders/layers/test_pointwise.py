@@ -69,6 +69,21 @@ def test_the_newest_event_alone_has_the_output_of_the_whole_pass(gaps: bool):
     torch.testing.assert_close(layer.newest(x, lengths, times), expected)
 
 
+@pytest.mark.parametrize("autocast", [False, True])
+def test_streams_of_half_precision_sum_in_float32_as_the_whole_pass_does(autocast: bool):
+    layer, lengths = layer_of(2, gaps=True).float(), torch.tensor([200, 200])
+    x, moments = torch.randn(2, 200, 8).bfloat16(), torch.randint(0, 9_000, (2, 200)).cumsum(1)
+    times, dtype = (moments, moments), torch.float32 if autocast else torch.bfloat16
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        layer, x = layer.to(dtype), x.to(dtype)
+        expected = layer(x, None, times)
+        streamed, _ = layer.advance(x, None, layer.zero_state(2, 200, x), times)
+        newest = layer.newest(x, lengths, times)
+    # In bfloat16, sums of so many events make outputs differ by up to 0.5.
+    torch.testing.assert_close(streamed, expected, rtol=0.01, atol=0.01)
+    torch.testing.assert_close(newest, expected[:, -1:], rtol=0.01, atol=0.01)
+
+
 def test_gaps_change_nothing_before_training_and_need_times():
     layer, x = PointwiseAttention(8, num_heads=2), torch.randn(3, 7, 8)
     before = layer(x)
