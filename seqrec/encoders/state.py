@@ -260,7 +260,12 @@ def _layout(state: State) -> dict[str, Any]:
 
 def as_bytes(x: Tensor) -> Tensor:
     """Return the bytes of a tensor as (N,) uint8 on the CPU, which numpy can read for every dtype, also bfloat16."""
-    return x.detach().cpu().contiguous().view(-1).view(torch.uint8)
+    return byte_view(x.cpu())
+
+
+def byte_view(x: Tensor) -> Tensor:
+    """Return the bytes of a tensor as (N,) uint8 on its device; a view if it is contiguous."""
+    return x.detach().contiguous().view(-1).view(torch.uint8)
 
 
 def weights_digest(module: nn.Module) -> str:

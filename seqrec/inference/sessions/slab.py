@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from seqrec.encoders.state import State, as_bytes
+from seqrec.encoders.state import State, as_bytes, byte_view
 from seqrec.ops.steps import SlabRows
 
 # Rows of a slab when it is made; it doubles when all are in use. The state before any event is in the first.
@@ -126,8 +126,7 @@ class Slab:
 
     def written(self, state: State) -> list[SlabState]:
         """Write states, and return them as rows. Those on a GPU are copied in one piece."""
-        tensors = (x.detach().contiguous() for x in state.tensors.values())
-        parts = [x.view(-1).view(torch.uint8).view(len(state), -1) for x in tensors]
+        parts = [byte_view(x).view(len(state), -1) for x in state.tensors.values()]
         return self._copied(torch.cat(parts, 1).cpu())
 
     def in_place(self, before: Sequence[SlabState], after: Sequence[SlabState]) -> dict[str, SlabRows]:

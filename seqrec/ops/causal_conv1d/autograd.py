@@ -48,11 +48,11 @@ def differentiable_convolution(
     return lambda problem: run(*problem)
 
 
-def new_outputs(problem: ConvProblem) -> tuple[Tensor, Tensor]:
-    """Allocate the outputs and the last state."""
+def new_outputs(problem: ConvProblem, dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor]:
+    """Allocate the outputs and the last state, in a type that may differ from that of x."""
     x, taps = problem.x, problem.weight.shape[1]
-    out = torch.empty_like(x, memory_format=torch.contiguous_format)
-    return out, x.new_empty(x.shape[0], taps - 1, x.shape[2])
+    out = torch.empty_like(x, dtype=dtype, memory_format=torch.contiguous_format)
+    return out, x.new_empty(x.shape[0], taps - 1, x.shape[2], dtype=dtype)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:

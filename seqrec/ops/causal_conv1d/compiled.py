@@ -42,7 +42,7 @@ def convolve(problem: ConvProblem, out: Tensor, last: Tensor | None = None) -> N
 
 def _forward(problem: ConvProblem) -> tuple[Tensor, Tensor]:
     x = problem.x
-    out, last = (each.to(_type_of(problem)) for each in new_outputs(problem))
+    out, last = new_outputs(problem, _type_of(problem))
     convolve(problem, out, last)
     return out.to(x.dtype), last.to(x.dtype)
 
@@ -65,7 +65,7 @@ def convolve_backward(
         problem: What was computed.
         dout: Gradient of the outputs.
         dlast: Gradient of the last state.
-        dx: Where to write that of x: laid out as of `by_event`; None is a new tensor.
+        dx: Where to write that of x, in the library's type and laid out as of `by_event`; None is a new tensor.
     """
     x, weight, bias, _, initial_state, *_ = problem
     (numbers, tensors), dtype = _arguments(problem), _type_of(problem)
@@ -73,9 +73,9 @@ def convolve_backward(
     tensors |= contiguous(dout=dout, dlast_state=dlast)
     batch, length, channels = x.shape
     slices = batch * max(1, -(-length // PIECE))
-    new_dx, dinitial = (
-        each.to(dtype) for each in (empty_like(x, initial_state) if dx is None else (dx, x.new_empty(0)))
-    )
+    assert dx is None or dx.dtype == dtype
+    new_dx = x.new_empty(x.shape, dtype=dtype) if dx is None else dx
+    dinitial = x.new_empty(0 if initial_state is None else initial_state.shape, dtype=dtype)
     dweight, dbias = (
         x.new_empty(slices, *sizes, dtype=torch.float32) for sizes in ((weight.shape[1], channels), (channels,))
     )
