@@ -217,10 +217,11 @@ def cross_entropy_triton(problem: CrossEntropyProblem) -> Losses:
     states, vectors, target_scores, own, *_ = problem
     (events, width), candidates = states.shape, len(vectors)
     if not events:
-        return torch.empty_like(target_scores), torch.empty_like(target_scores).view(0, width)
+        return torch.empty_like(target_scores), target_scores.new_empty(0, width) if problem.to_states else None
+    assert problem.excluded is None or problem.rows is not None, "excluded needs rows"
     states, vectors = (x if x.stride(1) == 1 else x.contiguous() for x in (states, vectors))
-    excluded = None if problem.excluded is None else problem.excluded.contiguous().view(torch.uint8)
-    source = (states, vectors, *_contiguous(target_scores, own, problem.log_weights), excluded)
+    excluded = None if problem.excluded is None else problem.excluded.view(torch.uint8)
+    source = (states, vectors, *_contiguous(target_scores, own, problem.log_weights, excluded, problem.rows))
     strides = (states.stride(0), vectors.stride(0), 0 if excluded is None else excluded.shape[1])
     blocks, at_once = _blocks_of(problem)
     across, along = -(-events // blocks["M"]), -(-candidates // blocks["C"])
@@ -269,7 +270,7 @@ def _launch_log_sums(
     largest, totals = (target.new_empty(parts, events) for _ in range(2))
     to_states = target.new_empty(parts, events, width) if problem.to_states else None
     kernels().log_sums[(-(-events // blocks["M"]) * parts,)](
-        *(*source, problem.rows, largest, totals, to_states, *strides),
+        *(*source, largest, totals, to_states, *strides),
         *(events, len(problem.vectors), width, part_blocks),
         ONE_PART=parts == 1,
         **blocks,
@@ -298,7 +299,7 @@ def _launch_of_candidates(
     direct = parts == 1 and result.stride(1) == 1
     added = result if direct else result.new_empty(parts, candidates, width)
     kernels().of_candidates[(-(-candidates // blocks["C"]) * parts,)](
-        *(*source, problem.rows, losses, added, *strides, result.stride(0) if direct else width),
+        *(*source, losses, added, *strides, result.stride(0) if direct else width),
         *(len(problem.states), candidates, width, part_blocks),
         ONE_PART=direct,
         **blocks,

@@ -80,7 +80,9 @@ def log_sums(
     of_events = read_events((target, own, rows), m, events)
     x = read_rows(states, state_stride, m, events, d, width)
     # No score is below the target's here, so no difference of infinities arises where no candidate competes.
-    most, total = tl.zeros([M], tl.float32), tl.zeros([M], tl.float32) + tl.where(part == 0, 1.0, 0.0)
+    most = tl.zeros([M], tl.float32)
+    # The target's weight of 1; NaN if its score is not finite.
+    total = tl.where(part == 0, tl.exp2(of_events[0] - of_events[0]), 0.0)
     mixed = tl.zeros([M, D], tl.float32)
     for i in range(part * part_blocks, tl.minimum((part + 1) * part_blocks, tl.cdiv(candidates, C))):
         c = i * C + tl.arange(0, C)

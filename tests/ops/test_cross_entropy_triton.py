@@ -109,6 +109,33 @@ def test_what_is_no_number_becomes_no_number(set_room: SetRoom, programs: int):
     assert to_states.isnan().any(1).tolist() == [False, True, False]
 
 
+@pytest.mark.filterwarnings("ignore:All-NaN slice", "ignore:invalid value")
+@pytest.mark.parametrize("programs", [1, 99])
+@pytest.mark.parametrize("candidates", [1, 40])
+@pytest.mark.parametrize("score", [math.nan, math.inf])
+def test_a_target_that_is_no_finite_number_has_no_loss(set_room: SetRoom, score: float, candidates: int, programs: int):
+    set_room(programs)
+    # The only candidate of one is the target itself, so nothing competes.
+    problem = problem_of(3, candidates, 8)._replace(own=torch.zeros(3, dtype=torch.int64))
+    problem.target_scores[1] = score
+    for found, expected in zip(outcome(problem, "triton"), outcome(problem, "reference"), strict=True):
+        torch.testing.assert_close(found, expected, equal_nan=True)
+    losses, to_states, _ = outcome(problem, "triton")
+    assert losses.isnan().tolist() == to_states.isnan().all(1).tolist() == [False, True, False]
+
+
+@pytest.mark.parametrize("programs", [1, 99])
+def test_user_rows_may_be_strided_and_are_needed(set_room: SetRoom, programs: int):
+    set_room(programs)
+    problem = with_exclusions(problem_of(20, 30, 8))
+    assert problem.rows is not None
+    strided = torch.stack([problem.rows, torch.full_like(problem.rows, 2)], 1)[:, 0]
+    found = outcome(problem._replace(rows=strided), "triton")
+    assert all(one.equal(other) for one, other in zip(found, outcome(problem, "triton"), strict=True))
+    with pytest.raises(AssertionError, match="excluded needs rows"):
+        cross_entropy(problem._replace(rows=None), backend="triton")
+
+
 @pytest.mark.parametrize("programs", [1, 99])
 def test_gradients_are_added_and_computed_only_if_wanted(set_room: SetRoom, programs: int):
     set_room(programs)
@@ -134,6 +161,7 @@ def test_nothing_comes_of_no_events_and_of_no_candidates():
     assert losses.shape == (0,)
     assert to_states.shape == (0, 3)
     assert not to_vectors.any()
+    assert cross_entropy(problem_of(0, 4, 3)._replace(to_states=False), backend="triton")[1] is None
 
 
 def test_results_repeat_to_the_bit_and_the_block_does_not_matter(set_room: SetRoom):
