@@ -140,8 +140,8 @@ class PointwiseAttention(nn.Module):
         if self.gaps is not None and times is not None and slots.times is not None:
             bias = bias + self.gaps.of_pairs(times, slots.times)
         with without_autocast(query.device.type):
-            operands = map(at_least_float32, (query, slots.keys, slots.values))
-            return weigh(*operands, bias, slots.seen).to(query.dtype)
+            wide, keys, values = map(at_least_float32, (query, slots.keys, slots.values))
+            return weigh(wide, keys, values, bias, slots.seen).to(query.dtype)
 
     def _output(self, mixed: Tensor, gate: Tensor) -> Tensor:
         """Compute (3) of heads (B, H, L, D / H) and the gate (B, L, D)."""
