@@ -111,8 +111,7 @@ def serve(
 
     check_at_least(1, threads=threads)
     on = torch_device(device)
-    if cuda_graphs and on == "cpu":
-        raise InputError("cuda_graphs=True needs a CUDA device; give --device cuda, or leave cuda_graphs out")
+    _check_graphs(cuda_graphs, on)
     token, hosts = read_token(token_file), [host, *host_names(allowed_hosts or "")]
     check_host(host, token, allow_no_token=allow_no_token)
     limits = limits or Limits()
@@ -132,6 +131,11 @@ def serve(
             app = create_app(**load(None)._asdict(), load=load, **given)
             ready = _announcement(app.state.serving.now.recommender, kept, url_of(listener), demo=demo)
             Server(app, limits=limits, ready=ready, access_log=access_log).run(sockets=[listener])
+
+
+def _check_graphs(cuda_graphs: bool, device: str) -> None:
+    if cuda_graphs and device == "cpu":
+        raise InputError("cuda_graphs=True needs a CUDA device; give --device cuda, or leave cuda_graphs out")
 
 
 def _load(
