@@ -19,7 +19,7 @@ CONTRIBUTING = REPOSITORY / ".github/CONTRIBUTING.md"
 TOP_LEVEL = {"pyproject.toml", "README.md", "LICENSE", "seqrec", "configs", "tests", "notebooks"}
 DOT_FILES = {".ci", ".gitignore", ".pre-commit-config.yaml", ".github"}
 MAX_FILE_LINES, MAX_FUNCTION_LINES = 400, 50
-MAX_ROOMS, MAX_FILES, MAX_LINES = 19, 389, 66_150
+MAX_ROOMS, MAX_FILES, MAX_LINES = 19, 390, 66_200
 # A file may be longer if it states why, in a comment of its own.
 REASON = re.compile(r"^# Longer than 400 lines because .+", re.MULTILINE)
 
