@@ -46,7 +46,7 @@ def benchmark_bulk(
     Args:
         items: Sizes of the catalogue.
         encoders: Names of presets.
-        users: Users whose lists are timed.
+        users: Users to time lists for.
         of_users: Users for whom the time is estimated.
         length: Most events of a user.
         top_k: Items of a list, without those of the history; at most the items of the smallest catalogue.

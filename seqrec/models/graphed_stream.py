@@ -205,7 +205,7 @@ def _check_events(rows: int, **events: Tensor | None) -> None:
 
 
 def _check(model: StreamingRecommender) -> None:
-    """Refuse a model whose step cannot be recorded."""
+    """Refuse a model with a step that cannot be recorded."""
     if model.training:
         raise InputError("a stream has no dropout and no gradients; call `.eval()` on the model first")
     tables = [part for part in model.modules() if isinstance(part, ItemEmbedding)]

@@ -54,7 +54,7 @@ class CrossEntropyProblem(NamedTuple):
         target_scores: (M,), at least float32.
         own: (M,) int64, row of `vectors` that is the event's own target, which does not compete with itself; outside of
             0..C - 1 if the candidates lack it.
-        block: Events whose scores are held at a time; "triton" holds none.
+        block: Events with scores in memory at a time; "triton" holds none.
         to_states: Whether the gradient of states is wanted.
         to_vectors: (C, D) to which the gradient of vectors is added; None if it is not wanted.
         log_weights: (C,) added to all scores of a candidate; None adds nothing.

@@ -240,7 +240,7 @@ def convolve_further(
 
 
 def initial_dt_bias(channels: int, low: float = DT_MIN, high: float = DT_MAX) -> Tensor:
-    """Return (channels,) values whose softplus is log-uniform in [low, high]."""
+    """Return (channels,) values with a log-uniform softplus in [low, high]."""
     log_low, log_high = math.log(low), math.log(high)
     dt = torch.exp(torch.rand(channels) * (log_high - log_low) + log_low).clamp_min(DT_FLOOR)
     return dt + torch.log(-torch.expm1(-dt))
