@@ -103,8 +103,8 @@ def manifest_of_whole_files(directory: Path, name: str = MANIFEST) -> dict[str, 
         StoreError: if a file is missing or has another size, or `read_manifest` refuses.
     """
     manifest = read_manifest(directory, name)
-    for name, expected in manifest["files"].items():
-        file = directory / name
+    for part, expected in manifest["files"].items():
+        file = directory / part
         if not file.is_file():
             raise StoreError(f"{file} is missing from the event store; {REMEDY}")
         found = file.stat().st_size

@@ -256,14 +256,22 @@ class SequenceEncoder(nn.Module, ABC):
     def _digest(self) -> str:
         return encoder_digest(self)
 
-    def _check(self, x: Tensor, state: State) -> None:
-        """Refuse arguments that would give wrong states. Reads no values, so no GPU is waited for."""
-        if self.training:
-            raise InputError("a stream has no dropout and no gradients; call `.eval()` on the model first")
+    def check_state(self, state: State) -> None:
+        """Refuse a state of another encoder.
+
+        Raises:
+            InputError: if it is.
+        """
         if state.encoder != self._digest:
             raise InputError(
                 f"state is of {state.encoder}, but this encoder is {self._digest}; start with `init_state`"
             )
+
+    def _check(self, x: Tensor, state: State) -> None:
+        """Refuse arguments that would give wrong states. Reads no values, so no GPU is waited for."""
+        if self.training:
+            raise InputError("a stream has no dropout and no gradients; call `.eval()` on the model first")
+        self.check_state(state)
         if x.shape[0] != len(state) or x.shape[-1] != self.d_model:
             raise InputError(
                 f"x must have the state's {len(state)} rows and width d_model={self.d_model}, got {tuple(x.shape)}"

@@ -23,8 +23,8 @@ class GraphedStream:
 
     A step of a stream is some hundred small kernels, which a GPU computes faster than Python starts them. A graph is
     launched at once. Events and states are copied into memory of the graphs, and results out of it: states and outputs
-    are those of `step`, of which nothing is overwritten later. Unused rows of a graph compute
-    earlier events again; their results are never read. Batches of more than `max_users` users are computed in parts.
+    are those of `step`, of which nothing is overwritten later. Unused rows of a graph compute earlier events again;
+    their results are never read. Batches of more than `max_users` users are computed in parts.
 
     All graphs write the same memory, `max_users` states and outputs, so a lock lets one thread at a time step, and all
     threads must step on one CUDA stream. The weights must not change. Whatever the caller's autocast, a step is
@@ -114,9 +114,9 @@ class GraphedStream:
         Raises:
             InputError: if `step` would refuse, or the step cannot be recorded.
         """
-        self._check_state(state)
         _check_events(len(state), item_ids=item_ids, user_ids=user_ids, timestamps=timestamps)
         self._model.check_step(item_ids, state, timestamps, features)
+        self._check_state(state)
         events = {"items": item_ids, "users": user_ids, "times": timestamps}
         given = {name: x for name, x in events.items() if x is not None}
         with self._lock:
@@ -185,9 +185,7 @@ class GraphedStream:
         return out, after.tensors
 
     def _check_state(self, state: State) -> None:
-        """Refuse states that would be copied into those of another encoder, shape or type."""
-        if state.encoder != self._encoder:
-            raise InputError(f"state is of {state.encoder}, but this model is {self._encoder}; start with `init_state`")
+        """Refuse states that would be copied into those of another shape or type."""
         rows, own = (
             {name: (tuple(x.shape[1:]), str(x.dtype)) for name, x in tensors.items()}
             for tensors in (state.tensors, self._state)
@@ -206,8 +204,6 @@ def _check_events(rows: int, **events: Tensor | None) -> None:
 
 def _check(model: StreamingRecommender) -> None:
     """Refuse a model with a step that cannot be recorded."""
-    if model.training:
-        raise InputError("a stream has no dropout and no gradients; call `.eval()` on the model first")
     tables = [part for part in model.modules() if isinstance(part, ItemEmbedding)]
     if any(table.spread is not None for table in tables):
         raise InputError("CUDA graphs cannot record item_table.sharded, whose rows processes exchange: leave one out")

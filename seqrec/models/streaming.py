@@ -90,13 +90,7 @@ class StreamingRecommender(Recommender):
                 column is missing, or `SequenceEncoder.step` refuses.
         """
         _refuse_several(item_ids)
-        if self.event_time is None:
-            return self.encoder.step(self._further_events(item_ids, user_ids, features), state)
-        encoder_state, newest = _separated(state)
-        times = given_times(timestamps)
-        _refuse_going_back(times < newest, times, newest)
-        x = self._further_events(item_ids, user_ids, features, (times, newest))
-        return self._timed_step(x, item_ids, encoder_state, times, newest)
+        return self._step(item_ids, state, user_ids, timestamps, features, check=True)
 
     def check_step(
         self,
@@ -108,9 +102,10 @@ class StreamingRecommender(Recommender):
         """Refuse what `step` refuses. Values on a GPU are waited for; events may be on another device than the state.
 
         Raises:
-            InputError: as `step`, but for what `SequenceEncoder.step` refuses.
+            InputError: as `step`, but for shapes that do not fit and training mode.
         """
         _refuse_several(item_ids)
+        self.encoder.check_state(state)
         self._refuse_learned_positions()
         self._refuse_unknown(item_ids, features)
         if self.event_time is not None:
@@ -127,17 +122,25 @@ class StreamingRecommender(Recommender):
         features: Mapping[str, Tensor] | None = None,
     ) -> tuple[Tensor, State]:
         """Compute `step` for arguments that `check_step` has seen. Reads no values, so it can be recorded."""
+        return self._step(item_ids, state, user_ids, timestamps, features, check=False)
+
+    def _step(
+        self,
+        item_ids: Tensor,
+        state: State,
+        user_ids: Tensor | None,
+        timestamps: Tensor | None,
+        features: Mapping[str, Tensor] | None,
+        *,
+        check: bool,
+    ) -> tuple[Tensor, State]:
         if self.event_time is None:
-            return self.encoder.step(self._further_events(item_ids, user_ids, features, check=False), state)
+            return self.encoder.step(self._further_events(item_ids, user_ids, features, check=check), state)
         encoder_state, newest = _separated(state)
         times = given_times(timestamps)
-        x = self._further_events(item_ids, user_ids, features, (times, newest), check=False)
-        return self._timed_step(x, item_ids, encoder_state, times, newest)
-
-    def _timed_step(
-        self, x: Tensor, item_ids: Tensor, encoder_state: State, times: Tensor, newest: Tensor
-    ) -> tuple[Tensor, State]:
-        events = None
+        if check:
+            _refuse_going_back(times < newest, times, newest)
+        x, events = self._further_events(item_ids, user_ids, features, (times, newest), check=check), None
         # Without a `History` if it is not read: its columns of one event take as long to make as the step.
         if self.encoder.reads_gaps:
             events = History(item_ids.unsqueeze(1), torch.ones_like(item_ids), times.unsqueeze(1), newest)

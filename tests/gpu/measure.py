@@ -355,15 +355,11 @@ def _time_step(step: Callable[[], None], device: str) -> dict[str, Any]:
     """Return the fastest seconds of a step, and on a GPU the most bytes that it adds."""
     import torch
 
-    from seqrec.benchmark.measurement import timed
+    from seqrec.benchmark.measurement import peak_bytes, timed
 
     step()
-    if device == "cpu":
-        return {"seconds": min(timed(step, device) for _ in range(5))}
-    before = torch.cuda.memory_allocated()
-    torch.cuda.reset_peak_memory_stats()
-    seconds = min(timed(step, device) for _ in range(5))
-    return {"seconds": seconds, "bytes": torch.cuda.max_memory_allocated() - before}
+    found = {"seconds": min(timed(step, device) for _ in range(5))}
+    return found if device == "cpu" else {**found, "bytes": peak_bytes(step, torch.device(device))}
 
 
 def blocks(sizes: Sizes, note: Note) -> None:
